@@ -1,0 +1,1 @@
+"""Questions, metrics, controls, statistics and reports. Nothing here imports torch."""
