@@ -143,9 +143,17 @@ class CorpusReader(Iterator[Document]):
             given = self._take_id(row, line)
             id = content_id(title, text) if given is None else given
             if self._is_new(id, title, text, line):
-                yield Document(id, text, title, self._take_metadata(row, line))
+                yield self._document(id, text, title, self._take_metadata(row, line), line)
         if not rows_read:
             raise CorpusError(f"{self.path}: no document in the file; it needs one row a document")
+
+    def _document(
+        self, id: DocumentId, text: str, title: str | None, metadata: dict[str, Any] | None, line: int
+    ) -> Document:
+        try:
+            return Document(id, text, title, metadata)
+        except (ValueError, TypeError, OverflowError) as error:  # such as a metadata number of 100 digits
+            raise line_error(self.path, line, str(error), "change the row") from error
 
     def _take_text(self, row: dict[str, Any], line: int) -> str:
         field = self._text_field
@@ -206,7 +214,7 @@ class CorpusReader(Iterator[Document]):
             problem = (
                 f"the id {id!r}, where the rows before it {before}"
                 if id is not None
-                else f"the id {field!r} is missing"
+                else f"the field {field!r} is missing"
             )
         elif isinstance(id, int) and not 0 <= id <= _MAX_U64:
             problem = f"the id {id} is outside of 0 to 2**64 - 1"
