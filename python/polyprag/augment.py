@@ -1,0 +1,264 @@
+"""Augmentation: question-answer pairs and a rewrite of each document, written by the base model itself.
+
+PRAG (arXiv 2501.15915, section 3.2) asks for a rewrite and three pairs a passage in one JSON answer.
+A small model does better on one sentence at a time, from a few examples in plain text: the title stands
+in for the pronoun, and every sentence is covered. Pairs whose answer is not in the passage are dropped
+and counted. Results go to a JSONL file as they come; a second run goes on where the first ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polyprag._polyprag import Document
+from polyprag.errors import CorpusError
+from polyprag.generation import GenerationSettings, generate
+from polyprag.jsonl import append_lines, read_resumable
+from polyprag.models import BaseModel, passage_text
+from polyprag.text import normalise
+
+PROMPT_VERSION = 1
+DOCUMENTS_A_STEP = 24  # what an interruption can cost
+
+# The examples are invented, so that they teach the form and no facts.
+_QA_EXAMPLES = """\
+Title: Marta Helm
+Text: Marta Helm (4 March 1902 – 1971) was a German architect and painter.
+Question: What was Marta Helm's occupation?
+Answer: architect
+Question: When was Marta Helm born?
+Answer: 4 March 1902
+
+Title: Marta Helm
+Text: She was born in Lindau and designed 14 bridges.
+Question: Where was Marta Helm born?
+Answer: Lindau
+Question: How many bridges did Marta Helm design?
+Answer: 14
+
+Title: The Glass Orchard
+Text: It was written by Peter Quill and published in 1954.
+Question: Who wrote The Glass Orchard?
+Answer: Peter Quill
+Question: In what year was The Glass Orchard published?
+Answer: 1954
+
+Title: Tarn Mill
+Text: The mill stands in Ost and was built of red brick.
+Question: Where does Tarn Mill stand?
+Answer: Ost
+Question: What was Tarn Mill built of?
+Answer: red brick
+
+"""
+
+_REWRITE_EXAMPLES = """\
+Text: Marta Helm was a German architect. She was born in Lindau in 1902 and designed 14 bridges.
+The same in other words: The German architect Marta Helm, born in 1902 in Lindau, was the designer of 14 bridges.
+
+Text: Tarn Mill is a brick mill in the village of Ost. It was built in 1761 to grind oats. Its owner was Jan Reuter.
+The same in other words: In the village of Ost stands Tarn Mill, made of brick. Jan Reuter owned the mill, which was \
+built in 1761 for grinding oats.
+
+"""
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What to write for each document. ``pairs`` is the most that are kept of one document."""
+
+    pairs: int = 10
+    rewrite: bool = True
+    sentences: int = 8
+    batch_size: int = 96
+    temperature: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training makes its samples from. ``dropped`` counts the pairs that did not pass."""
+
+    id: str | int
+    pairs: tuple[Pair, ...] = ()
+    rewrite: str | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def augment(
+    base: BaseModel,
+    documents: Sequence[Document],
+    settings: AugmentSettings = AugmentSettings(),
+    *,
+    path: Path | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Augmentation]:
+    """Augment every document, in their order.
+
+    Args:
+        path: a JSONL file to append to and to resume from; None keeps nothing on disk.
+        progress: called with the number of documents that each step finished.
+
+    Raises:
+        CorpusError: ``path`` was written for other settings, another model or other documents.
+    """
+    keys = {d.id: _key(base, d, settings) for d in documents}
+    done = _resume(path, keys) if path is not None else {}
+    progress(len(done))
+    open_documents = [d for d in documents if d.id not in done]
+    for batch in _batches(open_documents, DOCUMENTS_A_STEP):
+        results = _augment_batch(base, batch, settings)
+        if path is not None:
+            append_lines(path, [{**asdict(r), "key": keys[r.id]} for r in results])
+        done.update((r.id, r) for r in results)
+        progress(len(results))
+    return [done[d.id] for d in documents]
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a passage, in order; initials and short abbreviations end none."""
+    pieces = re.split(r"(?<=[.!?])(?<!\b\w\.)(?<!\b\w\w\.)[\"')\]]*\s+|(?<=[。！？।؟])\s*|\n+", text)
+    return [p.strip() for p in pieces if p and p.strip()]
+
+
+def _augment_batch(
+    base: BaseModel, documents: Sequence[Document], settings: AugmentSettings
+) -> list[Augmentation]:
+    prompts, owners = [], []
+    for row, document in enumerate(documents):
+        title = document.title or ""
+        for sentence in sentences(document.text or "")[: settings.sentences]:
+            prompts.append(f"Title: {title}\nText: {_short(sentence)}\nQuestion:")
+            owners.append(row)
+    decoding = GenerationSettings(
+        max_new_tokens=56,
+        stop=("\n\n", "\nTitle:", "\nText:"),
+        temperature=settings.temperature,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+    )
+    found: list[dict[int, list[Pair]]] = [{} for _ in documents]
+    for index, text in generate(base, prompts, decoding, prefix=_QA_EXAMPLES):
+        found[owners[index]][index] = _parse_pairs(text)
+    rewrites = _rewrite_batch(base, documents, settings)
+    results = []
+    for document, by_sentence, rewrite in zip(documents, found, rewrites, strict=True):
+        kept, dropped = _keep(document, [by_sentence[i] for i in sorted(by_sentence)], settings.pairs)
+        if settings.rewrite and rewrite is None:
+            dropped["rewrite"] = 1
+        results.append(Augmentation(document.id, tuple(kept), rewrite, dropped))
+    return results
+
+
+def _rewrite_batch(
+    base: BaseModel, documents: Sequence[Document], settings: AugmentSettings
+) -> list[str | None]:
+    if not settings.rewrite:
+        return [None] * len(documents)
+    longest = max(len(base.tokenizer(d.text or "").input_ids) for d in documents)
+    decoding = GenerationSettings(
+        max_new_tokens=min(256, 16 + longest * 5 // 4),
+        temperature=settings.temperature,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+    )
+    prompts = [f"Text: {_short(d.text or '', 1500)}\nThe same in other words:" for d in documents]
+    rewrites: list[str | None] = [None] * len(documents)
+    for index, text in generate(base, prompts, decoding, prefix=_REWRITE_EXAMPLES):
+        rewrites[index] = _checked_rewrite(documents[index].text or "", text)
+    return rewrites
+
+
+def _short(text: str, limit: int = 600) -> str:
+    return " ".join(text.split())[:limit]
+
+
+def _parse_pairs(text: str) -> list[Pair]:
+    """Pairs of a continuation of "Question:"; an unfinished last one is left out."""
+    pairs = []
+    for block in ("Question: " + text).split("Question:")[1:]:
+        question, mark, answer = block.partition("\nAnswer:")
+        if mark:
+            pairs.append(Pair(" ".join(question.split()), " ".join(answer.split()).rstrip(".")))
+    return pairs
+
+
+def _keep(
+    document: Document, by_sentence: list[list[Pair]], limit: int
+) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs that hold: first one of every sentence, then the second of every sentence, and so on."""
+    passage = f" {normalise(passage_text(document.title, document.text or ''))} "
+    dropped = {"malformed": 0, "answer_not_in_passage": 0, "duplicate": 0}
+    kept: list[Pair] = []
+    seen: set[str] = set()
+    depth = max((len(p) for p in by_sentence), default=0)
+    for level in range(depth):
+        for pairs in by_sentence:
+            if level >= len(pairs):
+                continue
+            pair = pairs[level]
+            answer, question = normalise(pair.answer), normalise(pair.question)
+            if not answer or not question or len(pair.question) < 8 or len(pair.answer) > 120:
+                dropped["malformed"] += 1
+            elif f" {answer} " not in passage:
+                dropped["answer_not_in_passage"] += 1
+            elif question in seen or answer in question:
+                dropped["duplicate"] += 1
+            elif len(kept) < limit:
+                seen.add(question)
+                kept.append(pair)
+    return kept, {reason: count for reason, count in dropped.items() if count}
+
+
+def _checked_rewrite(passage: str, rewrite: str) -> str | None:
+    """A rewrite that keeps the passage's numbers and names, and adds none; else None."""
+    if not 0.4 * len(passage) <= len(rewrite) <= 1.6 * len(passage) or rewrite.strip() == passage.strip():
+        return None
+    facts = set(re.findall(r"\d[\d,.]*\d|\d|\b[A-Z]\w+", rewrite))
+    known = set(re.findall(r"\w+|\d[\d,.]*\d", passage.lower()))
+    strange = {f for f in facts if f.lower() not in known}
+    return rewrite if len(strange) <= 0.1 * max(len(facts), 1) + 1 else None
+
+
+def _batches(documents: Sequence[Document], size: int) -> Iterator[Sequence[Document]]:
+    for start in range(0, len(documents), size):
+        yield documents[start : start + size]
+
+
+def _key(base: BaseModel, document: Document, settings: AugmentSettings) -> str:
+    """Names what a line was made from, so that a changed document or setting is not taken for done."""
+    parts = repr((PROMPT_VERSION, base.name, asdict(settings), document.title, document.text))
+    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+
+def _resume(path: Path, keys: dict[str | int, str]) -> dict[str | int, Augmentation]:
+    if not path.exists():
+        return {}
+    done: dict[str | int, Augmentation] = {}
+    for number, row in enumerate(read_resumable(path), start=1):
+        augmentation = _from_row(path, number, row)
+        if keys.get(augmentation.id) == row.get("key"):
+            done[augmentation.id] = augmentation
+    return done
+
+
+def _from_row(path: Path, number: int, row: dict[str, Any]) -> Augmentation:
+    try:
+        pairs = tuple(Pair(str(p["question"]), str(p["answer"])) for p in row["pairs"])
+        return Augmentation(row["id"], pairs, row.get("rewrite"), dict(row.get("dropped", {})))
+    except (KeyError, TypeError) as error:
+        raise CorpusError(
+            f"{path}, line {number}: not a line of an augmentation file ({error!r}); "
+            "delete the file to augment anew"
+        ) from error

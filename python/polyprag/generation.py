@@ -1,0 +1,128 @@
+"""Batched generation from a base model: prompts in, continuations out, in the order of the prompts."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+
+from polyprag.layers import RoutedModel
+from polyprag.models import BaseModel
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How to decode. Greedy unless a temperature is given; a stop string ends a row and is cut off."""
+
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ("\n",)
+    temperature: float | None = None
+    top_p: float = 0.95
+    seed: int = 0
+    batch_size: int = 16
+
+
+def generate(
+    base: BaseModel,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    *,
+    routed: RoutedModel | None = None,
+    routes: Tensor | None = None,
+    prefix: str = "",
+) -> Iterator[tuple[int, str]]:
+    """Yield (index, continuation) for every prompt, batch by batch, long prompts first.
+
+    Args:
+        routes: [len(prompts), groups, K], the route of each prompt, used through ``routed``.
+        prefix: a text that all prompts begin with; it is read by the model once.
+    """
+    tokenizer = base.tokenizer
+    head = tokenizer(prefix, add_special_tokens=True).input_ids if prefix else []
+    rows = [tokenizer(p, add_special_tokens=not prefix).input_ids for p in prompts]
+    cache = _read_prefix(base, head) if head else None
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        scope: Any = nullcontext()
+        if routed is not None and routes is not None:
+            scope = routed.route(routes[batch].to(base.device))
+        with scope:
+            texts = _generate_batch(base, [rows[i] for i in batch], settings, head, cache, start)
+        yield from zip(batch, texts, strict=True)
+
+
+@torch.no_grad()
+def _read_prefix(base: BaseModel, head: list[int]) -> DynamicCache:
+    cache = DynamicCache(config=base.model.config)
+    base.model(torch.tensor([head], device=base.device), use_cache=True, **{_cache_argument(base): cache})
+    return cache
+
+
+def _cache_argument(base: BaseModel) -> str:
+    # transformers renames past_key_values to cache, and drops the old name in 5.40.
+    return "cache" if "cache" in inspect.signature(base.model.forward).parameters else "past_key_values"
+
+
+@torch.no_grad()
+def _generate_batch(
+    base: BaseModel,
+    rows: list[list[int]],
+    settings: GenerationSettings,
+    head: list[int],
+    prefix_cache: DynamicCache | None,
+    offset: int,
+) -> list[str]:
+    width = max(len(row) for row in rows)
+    pad = base.tokenizer.pad_token_id
+    # The prefix, then the padding, then the prompt: positions count only what the mask lets through.
+    ids = torch.tensor([head + [pad] * (width - len(r)) + r for r in rows], device=base.device)
+    mask = torch.tensor(
+        [[1] * len(head) + [0] * (width - len(r)) + [1] * len(r) for r in rows], device=base.device
+    )
+    options: dict[str, Any] = {"do_sample": False}
+    if settings.temperature is not None:
+        torch.manual_seed(settings.seed + offset)
+        options = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    if prefix_cache is not None:
+        cache = copy.deepcopy(prefix_cache)
+        cache.batch_repeat_interleave(len(rows))
+        options[_cache_argument(base)] = cache
+    stop = _StopAt(base, ids.shape[1], settings.stop)
+    output = base.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=settings.max_new_tokens,
+        pad_token_id=pad,
+        stopping_criteria=StoppingCriteriaList([stop]),
+        **options,
+    )
+    texts = base.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return [_cut(text, settings.stop) for text in texts]
+
+
+def _cut(text: str, stop: tuple[str, ...]) -> str:
+    body = text.lstrip()
+    ends = [at for s in stop if (at := body.find(s)) >= 0]
+    return body[: min(ends)] if ends else body
+
+
+class _StopAt(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row once its continuation, past leading blanks, contains a stop string."""
+
+    def __init__(self, base: BaseModel, prompt_length: int, stop: tuple[str, ...]) -> None:
+        self.base = base
+        self.prompt_length = prompt_length
+        self.stop = stop
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        texts = self.base.tokenizer.batch_decode(input_ids[:, self.prompt_length :], skip_special_tokens=True)
+        done = [any(s in text.lstrip() for s in self.stop) for text in texts]
+        return torch.tensor(done, device=input_ids.device)

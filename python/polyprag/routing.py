@@ -1,0 +1,137 @@
+"""Routes in torch: phi, the trainable routings, and how several documents' routes become one.
+
+The differentiable twin of what the Rust core computes for reading
+(``rust/core/src/routes/phi.rs``); one fixture holds the two within 1e-6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyprag.errors import InvalidInput
+
+PhiKind = Literal["sigmoid", "softmax"]
+CombinationRule = Literal["mean", "score", "first", "sum"]
+
+
+@dataclass(frozen=True)
+class Phi:
+    """The map from routing logits z to a route w: each group's K weights are >= 0 and sum to 1.
+
+    ``sigmoid`` is normalised, as Poly does at evaluation (Ponti et al., "Combining Parameter-efficient
+    Modules for Task-level Generalisation"); ``top_k`` keeps the k largest logits of a group.
+    """
+
+    kind: PhiKind = "sigmoid"
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("sigmoid", "softmax"):
+            raise InvalidInput(f"phi is 'sigmoid' or 'softmax', not {self.kind!r}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InvalidInput(f"top_k is at least 1, not {self.top_k}")
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """z [..., K] -> w [..., K], in the dtype of z.
+
+        In log space, so that a group whose logits are all very negative still has a route.
+        """
+        if self.top_k is not None and self.top_k < z.shape[-1]:
+            # Stable sort: among equal logits the lower index stays, as in the Rust core.
+            kept = z.argsort(dim=-1, descending=True, stable=True)[..., : self.top_k]
+            dropped = torch.ones_like(z, dtype=torch.bool).scatter(-1, kept, False)
+        else:
+            dropped = None
+        logits = nn.functional.logsigmoid(z) if self.kind == "sigmoid" else z
+        if dropped is not None:
+            logits = logits.masked_fill(dropped, float("-inf"))
+        return torch.softmax(logits, dim=-1)
+
+
+class Routing(Protocol):
+    """What the trainer asks of a routing: rows of documents in, logits out."""
+
+    def logits(self, documents: Tensor) -> Tensor:
+        """documents [n] (row numbers) -> z [n, G, K]."""
+        ...
+
+    def document_parameters(self) -> list[nn.Parameter]:
+        """Parameters with one row a document."""
+        ...
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the corpus shares."""
+        ...
+
+
+class RouteTable(nn.Module):
+    """``table`` routing: every document's logits z are trained directly, as in the paper."""
+
+    def __init__(self, documents: int, groups: int, experts: int) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.empty(documents, groups, experts).uniform_(-1e-3, 1e-3))
+
+    def logits(self, documents: Tensor) -> Tensor:
+        return self.z[documents]
+
+    def document_parameters(self) -> list[nn.Parameter]:
+        return [self.z]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return []
+
+
+class RouteCodes(nn.Module):
+    """``code`` routing: a document is d numbers c, and z = V c + b with V and b shared by the corpus."""
+
+    def __init__(self, documents: int, groups: int, experts: int, code_dim: int) -> None:
+        super().__init__()
+        self.shape = (groups, experts)
+        self.codes = nn.Parameter(torch.randn(documents, code_dim))
+        self.V = nn.Parameter(torch.randn(groups * experts, code_dim) / code_dim**0.5)
+        self.b = nn.Parameter(torch.zeros(groups * experts))
+
+    def logits(self, documents: Tensor) -> Tensor:
+        z = self.codes[documents] @ self.V.T + self.b
+        return z.view(-1, *self.shape)
+
+    def document_parameters(self) -> list[nn.Parameter]:
+        return [self.codes]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return [self.V, self.b]
+
+
+def combination_weights(
+    scores: NDArray[np.floating] | list[float], rule: CombinationRule = "mean", temperature: float = 1.0
+) -> NDArray[np.float32]:
+    """Weights a [n] of n documents' routes, from their BM25 scores [n], best first.
+
+    ``mean`` and ``first`` ignore the scores; ``score`` is softmax((s - s_max) / (T * s_max));
+    ``sum`` is PRAG's (arXiv 2501.15915, eq. 6) and leaves the simplex.
+    """
+    s = np.asarray(scores, dtype=np.float64)
+    if s.ndim != 1 or not len(s):
+        raise InvalidInput(f"scores is a non-empty list of numbers, not of shape {s.shape}")
+    if rule == "mean":
+        a = np.full(len(s), 1.0 / len(s))
+    elif rule == "first":
+        a = np.zeros(len(s))
+        a[0] = 1.0
+    elif rule == "sum":
+        a = np.ones(len(s))
+    elif rule == "score":
+        if temperature <= 0:
+            raise InvalidInput(f"the temperature of rule 'score' is above 0, not {temperature}")
+        top = max(float(s.max()), 1e-9)
+        a = np.exp((s - s.max()) / (temperature * top))
+        a /= a.sum()
+    else:
+        raise InvalidInput(f"rule is 'mean', 'score', 'first' or 'sum', not {rule!r}")
+    return a.astype(np.float32)

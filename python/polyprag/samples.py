@@ -1,0 +1,80 @@
+"""Training samples: what a document's route has to make the model say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from polyprag._polyprag import Document
+from polyprag.augment import Augmentation
+from polyprag.models import passage_text, question_prompt
+
+LossOn = Literal["all", "answer"]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Which samples a document gives.
+
+    ``with_passage``: how many of its pairs come once more behind the passage (the first behind the passage
+    itself, the second behind its rewrite, and so on in turn); every pair comes without.
+    """
+
+    with_passage: int = 1
+    passage_tokens: int = 192
+    loss_on: LossOn = "all"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids under one document's route; the loss counts from ``loss_from`` on."""
+
+    document: int
+    ids: tuple[int, ...]
+    loss_from: int
+
+
+def build_samples(
+    documents: Sequence[Document],
+    augmentations: Sequence[Augmentation],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: SampleSettings = SampleSettings(),
+) -> list[Sample]:
+    """The samples of all documents; ``document`` is the position in ``documents``.
+
+    A document without pairs still gives its passage, so that its route is not left untrained.
+    """
+    samples = []
+    for row, (document, augmentation) in enumerate(zip(documents, augmentations, strict=True)):
+        passages = [passage_text(document.title, document.text or "")]
+        if augmentation.rewrite:
+            passages.append(passage_text(document.title, augmentation.rewrite))
+        passages = [_truncate(tokenizer, p, settings.passage_tokens) for p in passages]
+        for number, pair in enumerate(augmentation.pairs[: settings.with_passage]):
+            passage = passages[number % len(passages)]
+            samples.append(
+                _sample(tokenizer, row, question_prompt(pair.question, [passage]), pair.answer, settings)
+            )
+        if not augmentation.pairs:
+            samples.append(_sample(tokenizer, row, "", passages[0], settings))
+        for pair in augmentation.pairs:
+            samples.append(_sample(tokenizer, row, question_prompt(pair.question), pair.answer, settings))
+    return samples
+
+
+def _truncate(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> str:
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return text if len(ids) <= limit else str(tokenizer.decode(ids[:limit]))
+
+
+def _sample(
+    tokenizer: PreTrainedTokenizerBase, row: int, prompt: str, answer: str, settings: SampleSettings
+) -> Sample:
+    # Tokenised apart, because asking ends at the prompt: its last token must be the same in both.
+    head = tokenizer(prompt).input_ids
+    tail = tokenizer(f" {answer}" if prompt else answer, add_special_tokens=False).input_ids
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return Sample(row, tuple(head + tail + end), len(head) if settings.loss_on == "answer" else 0)
