@@ -1,0 +1,304 @@
+"""The Rust core.
+
+Arrays are numpy, little endian, C order; those that come out are read-only views or fresh copies.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+__version__: str
+
+__all__ = [
+    "Combination",
+    "Document",
+    "Hit",
+    "Module",
+    "PartInfo",
+    "Store",
+    "StoreInfo",
+    "StoreSpec",
+    "VerifyReport",
+    "Writer",
+    "__version__",
+]
+
+@final
+class Document:
+    """One retrievable passage. Immutable, comparable, picklable."""
+
+    def __new__(
+        cls,
+        id: str | int,
+        text: str | None = None,
+        title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Self: ...
+    @property
+    def id(self) -> str | int: ...
+    @property
+    def title(self) -> str | None: ...
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def metadata(self) -> dict[str, Any] | None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Hit:
+    """One document that BM25 found, best first in the list it comes in."""
+
+    @property
+    def id(self) -> str | int: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def docno(self) -> int: ...
+
+@final
+class Module:
+    """One adapted linear layer of the base model and the route group that it belongs to."""
+
+    def __new__(cls, name: str, in_features: int, out_features: int, group: int) -> Self: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+
+@final
+class Combination:
+    """How the routes of several documents become one: what training used, and the default when asking."""
+
+    def __new__(
+        cls,
+        k: int = 1,
+        rule: Literal["mean", "score", "first", "sum"] = "mean",
+        temperature: float = 1.0,
+    ) -> Self: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def rule(self) -> str: ...
+    @property
+    def temperature(self) -> float: ...
+
+@final
+class StoreSpec:
+    """What is fixed when a store is created.
+
+    ``codec``: ``"f32"``, ``"f16"``, ``"q8"`` keep routing logits z of shape [groups, experts];
+    ``"code(d)"`` keeps a code of d numbers as int8 and needs a decoder.
+    ``base_model`` and ``recipe`` are JSON objects that the core carries and does not read.
+    """
+
+    def __new__(
+        cls,
+        *,
+        modules: Sequence[Module],
+        experts: int,
+        rank: int,
+        alpha: float,
+        codec: str,
+        phi: Literal["sigmoid", "softmax"] = "sigmoid",
+        top_k: int | None = None,
+        mixing: Literal["exact", "factors"] = "exact",
+        combination: Combination = ...,
+        id_type: Literal["string", "u64"] = "string",
+        keep_title: bool = True,
+        keep_text: bool = True,
+        keep_metadata: bool = True,
+        stemmer: Literal["english"] | None = None,
+        base_model: Mapping[str, Any] = ...,
+        recipe: Mapping[str, Any] = ...,
+    ) -> Self: ...
+    @property
+    def modules(self) -> list[Module]: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def experts(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def codec(self) -> str: ...
+    @property
+    def phi(self) -> str: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def mixing(self) -> str: ...
+    @property
+    def combination(self) -> Combination: ...
+    @property
+    def id_type(self) -> str: ...
+    @property
+    def keep_title(self) -> bool: ...
+    @property
+    def keep_text(self) -> bool: ...
+    @property
+    def keep_metadata(self) -> bool: ...
+    @property
+    def stemmer(self) -> str | None: ...
+    @property
+    def analyser(self) -> str: ...
+    @property
+    def base_model(self) -> dict[str, Any]: ...
+    @property
+    def recipe(self) -> dict[str, Any]: ...
+
+@final
+class PartInfo:
+    """Bytes of one role in the generation.
+
+    Roles: ``experts``, ``decoder``, ``scales``, ``routes``, ``ids``, ``documents``, ``dead``, ``bm25``,
+    ``manifest``.
+    """
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def files(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def bytes_per_document(self) -> float: ...
+
+@final
+class StoreInfo:
+    @property
+    def path(self) -> str: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def documents(self) -> int: ...
+    @property
+    def unrouted(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def bytes_per_document(self) -> float: ...
+    @property
+    def route_bytes_per_document(self) -> float: ...
+    @property
+    def lora_bytes_per_document(self) -> int:
+        """What one LoRA a document of the same rank and modules would take, in the dtype of the experts."""
+    @property
+    def parts(self) -> list[PartInfo]: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+@final
+class VerifyReport:
+    @property
+    def files(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def documents(self) -> int: ...
+
+@final
+class Store:
+    """One generation of a store, open for reading. Safe to share between threads."""
+
+    @staticmethod
+    def open(path: str | PathLike[str]) -> Store: ...
+    @staticmethod
+    def create(
+        path: str | PathLike[str],
+        spec: StoreSpec,
+        experts: Mapping[str, NDArray[Any]],
+        decoder: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    ) -> Writer:
+        """A writer for a new store; nothing is visible at ``path`` before its first commit.
+
+        experts: ``{module name}.A`` of shape [K, r, in] and ``{module name}.B`` of shape [out, K, r],
+        all float32 or all float16. decoder: V [groups * K, d] and b [groups * K], float32.
+        """
+    def writer(self) -> Writer: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def spec(self) -> StoreSpec: ...
+    @property
+    def experts(self) -> dict[str, NDArray[Any]]:
+        """Read-only views into the mapped file, which they keep alive."""
+    @property
+    def decoder(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None: ...
+    def search(self, text: str, k: int = 10) -> list[Hit]: ...
+    def search_many(self, texts: Sequence[str], k: int = 10) -> list[list[Hit]]: ...
+    def routes(
+        self, ids: Sequence[str | int], kind: Literal["w", "z", "code"] = "w"
+    ) -> NDArray[np.float32]:
+        """[n, groups, K] for ``w`` and ``z``, [n, d] for ``code``."""
+    def combined_route(
+        self, ids: Sequence[str | int], weights: Sequence[float] | NDArray[np.floating[Any]] | None = None
+    ) -> NDArray[np.float32]:
+        """sum_d weights[d] * w_d, of shape [groups, K]; equal weights (1/n) when None."""
+    def documents(self, ids: Sequence[str | int]) -> list[Document]: ...
+    def is_routed(self, id: str | int) -> bool: ...
+    def info(self) -> StoreInfo: ...
+    def verify(self) -> VerifyReport: ...
+    def refresh(self) -> bool:
+        """Move on to the newest generation; True if there was one."""
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, id: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str | int]: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class Writer:
+    """The one writer of a store. Leaving the ``with`` block cleanly commits; an exception discards."""
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        routes: NDArray[np.float32] | None = None,
+        *,
+        on_duplicate: Literal["error", "replace", "skip"] = "error",
+    ) -> int:
+        """Stage documents and their routes: [n, groups, K] logits, or [n, d] codes.
+
+        None leaves them unrouted: searchable, never mixed. All or none of a call; returns how many
+        were added.
+        """
+    def add_arrays(
+        self,
+        ids: Sequence[str | int],
+        routes: NDArray[np.float32],
+        *,
+        on_duplicate: Literal["error", "replace", "skip"] = "error",
+    ) -> int:
+        """As ``add``, for documents without title and text (reachable by id only)."""
+    def delete(self, ids: Sequence[str | int]) -> int: ...
+    def commit(self) -> int:
+        """Make everything staged the next generation and return its number; the writer stays open."""
+    def discard(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

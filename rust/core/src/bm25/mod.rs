@@ -1,0 +1,414 @@
+//! The BM25 index: Tantivy inside a store.
+//!
+//! Tantivy works through a directory of our own that sees the files of one generation and nothing
+//! else, so that a generation of the store and its index are committed together. The index keeps
+//! the docno of a document and no text; it is derived, and can be rebuilt from kept text.
+//!
+//! Title and text go into one field: BM25 then counts a title's words as words of the passage. (In a
+//! field of its own, a title's length of 2 or 3 words dominates the score.)
+//!
+//! Nothing of Tantivy is trusted with the process: calls run under `catch_unwind`, and a panic, like
+//! any other sign of damage, is [`Error::CorruptIndex`].
+
+mod analyser;
+mod directory;
+mod query;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tantivy::directory::error::{Incompatibility, OpenReadError, OpenWriteError};
+use tantivy::indexer::{IndexWriterOptions, NoMergePolicy};
+use tantivy::schema::{
+    FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions,
+};
+use tantivy::{Index, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term};
+
+pub use self::analyser::{Analyser, AnalyserSpec, MAX_TERM_BYTES, UNICODE_V1};
+pub use self::query::MAX_QUESTION_TERMS;
+
+use self::directory::StoreDirectory;
+use crate::error::{Error, Result};
+use crate::files::Directory;
+
+const DOCNO: &str = "docno";
+const BODY: &str = "body";
+
+/// Indexing threads. One gives the fewest segments and the same ones every time.
+const WRITER_THREADS: usize = 1;
+/// What the indexing thread may buffer before it writes a segment (Tantivy's minimum is 15 MB).
+const WRITER_BYTES: usize = 64 << 20;
+/// A commit leaves at most this many segments: a search visits each of them.
+const MAX_SEGMENTS: usize = 8;
+
+/// One file of the index, as the manifest lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexFile {
+    /// Relative to the store, for example `bm25/meta-3.json`.
+    pub name: String,
+    pub length: u64,
+    pub blake3: [u8; 32],
+}
+
+#[derive(Clone, Copy)]
+struct Fields {
+    docno: Field,
+    body: Field,
+}
+
+fn schema(analyser: Analyser) -> (Schema, Fields) {
+    let mut builder = Schema::builder();
+    let docno = builder.add_u64_field(DOCNO, FAST | INDEXED);
+    let indexing = TextFieldIndexing::default()
+        .set_tokenizer(analyser.tokenizer_name())
+        .set_index_option(IndexRecordOption::WithFreqs)
+        .set_fieldnorms(true);
+    let body = builder.add_text_field(BODY, TextOptions::default().set_indexing_options(indexing));
+    (builder.build(), Fields { docno, body })
+}
+
+/// Opens the index that `directory` shows, or makes a new one there.
+fn open_index(
+    directory: &StoreDirectory,
+    spec: &AnalyserSpec,
+) -> Result<(Index, Fields, Analyser)> {
+    let analyser = Analyser::new(spec).map_err(|error| Error::UnsupportedFormat {
+        file: directory.folder(),
+        what: error.to_string(),
+        known: format!("the analyser {UNICODE_V1} with the stemmer english or none"),
+    })?;
+    let (schema, fields) = schema(analyser);
+    guarded(directory, || {
+        let boxed: Box<dyn tantivy::Directory> = Box::new(directory.clone());
+        let index = if Index::exists(boxed.as_ref())? {
+            Index::open(boxed)?
+        } else {
+            Index::create(boxed, schema.clone(), Default::default())?
+        };
+        if index.schema() != schema {
+            return Err(TantivyError::SchemaError(
+                "the fields are not those of this analyser's indexes".to_owned(),
+            ));
+        }
+        index
+            .tokenizers()
+            .register(analyser.tokenizer_name(), analyser);
+        Ok((index, fields, analyser))
+    })
+}
+
+/// Runs a piece of Tantivy; nothing but our own errors comes out.
+fn guarded<T>(directory: &StoreDirectory, work: impl FnOnce() -> tantivy::Result<T>) -> Result<T> {
+    // Unwind safe: our state behind the call is behind a lock that survives poisoning, and after a
+    // failure an index is only dropped or asked again for reading.
+    let outcome = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(outcome) => outcome.map_err(|error| translate(directory, error)),
+        Err(panic) => {
+            let words = panic
+                .downcast_ref::<&str>()
+                .copied()
+                .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+                .unwrap_or("no message");
+            let reason = format!("Tantivy panicked: {words}");
+            Err(Error::corrupt_index(directory.folder(), reason))
+        }
+    };
+    // What failed below Tantivy says more than what Tantivy made of it.
+    outcome.map_err(|error| directory.take_failure().unwrap_or(error))
+}
+
+fn translate(directory: &StoreDirectory, error: TantivyError) -> Error {
+    let (path, source) = match &error {
+        TantivyError::IncompatibleIndex(found)
+        | TantivyError::OpenReadError(OpenReadError::IncompatibleIndex(found)) => {
+            return incompatible(directory, found);
+        }
+        TantivyError::OpenReadError(OpenReadError::FileDoesNotExist(path)) => {
+            let reason = "the index needs it, but the manifest does not list it";
+            return Error::corrupt_index(path, reason);
+        }
+        TantivyError::IoError(source) => (None, Some(source)),
+        TantivyError::OpenReadError(OpenReadError::IoError { io_error, filepath })
+        | TantivyError::OpenWriteError(OpenWriteError::IoError { io_error, filepath }) => {
+            (Some(filepath), Some(io_error))
+        }
+        _ => (None, None),
+    };
+    let path = path.cloned().unwrap_or_else(|| directory.folder());
+    match source {
+        Some(source) if source.raw_os_error().is_some() => Error::Io {
+            path,
+            source: Arc::clone(source),
+        },
+        _ => Error::corrupt_index(path, error),
+    }
+}
+
+fn incompatible(directory: &StoreDirectory, found: &Incompatibility) -> Error {
+    let file = directory.folder();
+    match found {
+        Incompatibility::IndexMismatch {
+            library_version,
+            index_version,
+        } if format_number(index_version) > format_number(library_version) => {
+            Error::UnsupportedFormat {
+                file,
+                what: format!("the BM25 index is of {index_version}"),
+                known: format!("those up to {library_version}"),
+            }
+        }
+        Incompatibility::IndexMismatch {
+            library_version,
+            index_version,
+        } => Error::IndexTooOld {
+            file,
+            reason: format!("it is of {index_version}, and this is {library_version}"),
+        },
+        other => Error::corrupt_index(file, format!("{other:?}")),
+    }
+}
+
+/// The number is private to Tantivy, but the text of a version ends in it: "..., index_format v7".
+fn format_number(version: &tantivy::Version) -> u32 {
+    let text = version.to_string();
+    let number = text.rsplit('v').next().unwrap_or_default();
+    number.parse().unwrap_or(0)
+}
+
+/// One generation of the index, open for reading by any number of threads.
+pub struct IndexReader {
+    directory: StoreDirectory,
+    index: Index,
+    searcher: Searcher,
+    body: Field,
+    analyser: Analyser,
+}
+
+impl std::fmt::Debug for IndexReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IndexReader")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+impl IndexReader {
+    pub fn open(
+        store: &Directory,
+        generation: u64,
+        files: &[IndexFile],
+        analyser: &AnalyserSpec,
+    ) -> Result<Self> {
+        let directory = StoreDirectory::new(store, Some(generation), files)?;
+        let (index, fields, analyser) = open_index(&directory, analyser)?;
+        let searcher = guarded(&directory, || {
+            let builder = index.reader_builder().reload_policy(ReloadPolicy::Manual);
+            let reader: tantivy::IndexReader = builder.try_into()?;
+            Ok(reader.searcher())
+        })?;
+        Ok(Self {
+            directory,
+            index,
+            searcher,
+            body: fields.body,
+            analyser,
+        })
+    }
+
+    /// The best `k` documents for a text, best first; fewer if fewer live ones hold any of its terms.
+    pub fn search(
+        &self,
+        text: &str,
+        k: usize,
+        is_dead: &(dyn Fn(u64) -> bool + Sync),
+    ) -> Result<Vec<(u64, f32)>> {
+        let terms = query::question_terms(self.analyser, text);
+        guarded(&self.directory, || {
+            query::top_k(&self.searcher, self.body, &terms, k, is_dead)
+        })
+    }
+
+    /// Compares every file with the checksum that Tantivy keeps in it.
+    pub fn verify(&self) -> Result<()> {
+        let damaged = guarded(&self.directory, || self.index.validate_checksum())?;
+        match damaged.into_iter().min() {
+            Some(file) => {
+                let path = self.directory.folder().join(file);
+                let reason = "Tantivy's checksum does not match";
+                Err(Error::corrupt_index(path, reason))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How many segments a search visits.
+    pub fn segments(&self) -> usize {
+        self.searcher.segment_readers().len()
+    }
+}
+
+/// Which segments, given as (live, dead) documents, a commit merges into one.
+///
+/// None while there are few. Past [`MAX_SEGMENTS`], the smallest, as many as it takes to be within
+/// the bound, and further ones as long as they are no larger than what is merged anyway: so a
+/// document is rewritten a number of times that grows only with the logarithm of the index. A
+/// segment of which more than half is dead is rewritten in any case.
+fn to_merge(sizes: &[(u32, u32)]) -> Vec<usize> {
+    let needed = match sizes.len().saturating_sub(MAX_SEGMENTS) {
+        0 => 0,
+        over => over + 1,
+    };
+    let mut order: Vec<(usize, &(u32, u32))> = sizes.iter().enumerate().collect();
+    order.sort_by_key(|(at, size)| (size.0, *at));
+    let mut merged = 0_u64;
+    let mut chosen = Vec::new();
+    for (rank, (at, (live, dead))) in order.into_iter().enumerate() {
+        let goes_along = needed > 0 && (rank < needed || u64::from(*live) <= merged);
+        if goes_along || dead > live {
+            merged += u64::from(*live);
+            chosen.push(at);
+        }
+    }
+    chosen.sort_unstable();
+    chosen
+}
+
+/// Commits what is staged, and sees that few segments are left.
+fn commit(index: &Index, writer: &mut TantivyWriter) -> tantivy::Result<()> {
+    let old: HashSet<_> = index.searchable_segment_ids()?.into_iter().collect();
+    writer.commit()?;
+    // What one commit wrote in several pieces becomes one piece.
+    let mut new = index.searchable_segment_ids()?;
+    new.retain(|id| !old.contains(id));
+    if new.len() > 1 {
+        writer.merge(&new).wait()?;
+    }
+    let (ids, sizes): (Vec<_>, Vec<_>) = index
+        .searchable_segment_metas()?
+        .iter()
+        .map(|meta| (meta.id(), (meta.num_docs(), meta.num_deleted_docs())))
+        .unzip();
+    let chosen = to_merge(&sizes);
+    if !chosen.is_empty() {
+        let chosen: Vec<_> = chosen
+            .into_iter()
+            .filter_map(|at| ids.get(at).copied())
+            .collect();
+        writer.merge(&chosen).wait()?;
+    }
+    Ok(())
+}
+
+type TantivyWriter = tantivy::IndexWriter<TantivyDocument>;
+
+/// Stages changes to the index and makes them the next generation.
+pub struct IndexWriter {
+    directory: StoreDirectory,
+    index: Index,
+    fields: Fields,
+    /// Made by the first change, so that a commit without one starts no thread.
+    writer: Option<TantivyWriter>,
+}
+
+impl std::fmt::Debug for IndexWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IndexWriter")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+impl IndexWriter {
+    /// A writer on top of a previous generation, or of nothing.
+    pub fn open(
+        store: &Directory,
+        previous_generation: Option<u64>,
+        previous: &[IndexFile],
+        analyser: &AnalyserSpec,
+    ) -> Result<Self> {
+        let directory = StoreDirectory::new(store, previous_generation, previous)?;
+        let (index, fields, _) = open_index(&directory, analyser)?;
+        Ok(Self {
+            directory,
+            index,
+            fields,
+            writer: None,
+        })
+    }
+
+    fn with_writer<T>(
+        &mut self,
+        work: impl FnOnce(&Index, &mut TantivyWriter) -> tantivy::Result<T>,
+    ) -> Result<T> {
+        let Self {
+            directory,
+            index,
+            writer,
+            ..
+        } = self;
+        guarded(directory, || {
+            let writer = match writer {
+                Some(writer) => writer,
+                None => {
+                    let options = IndexWriterOptions::builder()
+                        .num_worker_threads(WRITER_THREADS)
+                        .num_merge_threads(1)
+                        .memory_budget_per_thread(WRITER_BYTES)
+                        .build();
+                    let new: TantivyWriter = index.writer_with_options(options)?;
+                    new.set_merge_policy(Box::new(NoMergePolicy));
+                    writer.insert(new)
+                }
+            };
+            work(index, writer)
+        })
+    }
+
+    /// Stages one document.
+    pub fn add(&mut self, docno: u64, title: &str, text: &str) -> Result<()> {
+        let mut document = TantivyDocument::default();
+        document.add_u64(self.fields.docno, docno);
+        document.add_text(self.fields.body, title);
+        document.add_text(self.fields.body, text);
+        self.with_writer(|_, writer| writer.add_document(document).map(|_| ()))
+    }
+
+    /// Stages the removal of a document, whether it was committed or only staged before.
+    pub fn delete(&mut self, docno: u64) -> Result<()> {
+        let term = Term::from_field_u64(self.fields.docno, docno);
+        self.with_writer(|_, writer| {
+            writer.delete_term(term);
+            Ok(())
+        })
+    }
+
+    /// Makes everything staged durable as the files of `generation`, and returns their full list.
+    ///
+    /// Nothing of an earlier generation is touched, and nothing refers to the new files before the
+    /// store's manifest does.
+    pub fn commit(&mut self, generation: u64) -> Result<Vec<IndexFile>> {
+        if self.writer.is_some() {
+            self.with_writer(commit)?;
+        }
+        let living = guarded(&self.directory, || {
+            Ok(self.index.load_metas()?.list_segment_files())
+        })?;
+        self.directory.publish(generation, &living)
+    }
+
+    /// Forgets everything staged.
+    pub fn discard(self) {}
+}
+
+impl Drop for IndexWriter {
+    fn drop(&mut self) {
+        // Its threads first: they write.
+        let writer = self.writer.take();
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(writer)));
+        self.directory.remove_unpublished();
+    }
+}

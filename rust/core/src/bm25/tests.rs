@@ -1,0 +1,417 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+const NOTHING: &(dyn Fn(u64) -> bool + Sync) = &|_| false;
+
+fn spec() -> AnalyserSpec {
+    AnalyserSpec::default()
+}
+
+fn store(path: &Path) -> Directory {
+    Directory::open(path).unwrap()
+}
+
+/// One commit of documents with the given docnos.
+fn commit(
+    path: &Path,
+    generation: u64,
+    previous: &[IndexFile],
+    docs: &[(u64, &str)],
+) -> Vec<IndexFile> {
+    let before = (generation > 1).then(|| generation - 1);
+    let mut writer = IndexWriter::open(&store(path), before, previous, &spec()).unwrap();
+    for (docno, text) in docs {
+        writer.add(*docno, "", text).unwrap();
+    }
+    writer.commit(generation).unwrap()
+}
+
+fn reader(path: &Path, generation: u64, files: &[IndexFile]) -> IndexReader {
+    IndexReader::open(&store(path), generation, files, &spec()).unwrap()
+}
+
+fn found(reader: &IndexReader, text: &str) -> Vec<u64> {
+    let hits = reader.search(text, 10, NOTHING).unwrap();
+    hits.into_iter().map(|(docno, _)| docno).collect()
+}
+
+#[test]
+fn add_commit_reopen_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = IndexWriter::open(&store(dir.path()), None, &[], &spec()).unwrap();
+    writer.add(7, "Darwin", "On the origin of species").unwrap();
+    writer.add(9, "Curie", "Radium and polonium").unwrap();
+    let files = writer.commit(1).unwrap();
+    drop(writer);
+
+    for file in &files {
+        let bytes = fs::read(dir.path().join(&file.name)).unwrap();
+        assert_eq!(bytes.len() as u64, file.length);
+        assert_eq!(*blake3::hash(&bytes).as_bytes(), file.blake3);
+    }
+    let on_disk = fs::read_dir(dir.path().join("bm25")).unwrap().count();
+    assert_eq!(on_disk, files.len(), "nothing is left over");
+    assert!(files.iter().any(|file| file.name == "bm25/meta-1.json"));
+
+    let reader = reader(dir.path(), 1, &files);
+    reader.verify().unwrap();
+    assert_eq!(reader.segments(), 1);
+    assert_eq!(found(&reader, "Who wrote about DARWIN's species?"), [7]);
+    assert_eq!(found(&reader, "polonium OR species").len(), 2);
+}
+
+#[test]
+fn hostile_questions_are_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = commit(
+        dir.path(),
+        1,
+        &[],
+        &[(0, "cats AND dogs"), (1, "title: a \"quoted\" star*")],
+    );
+    let reader = reader(dir.path(), 1, &files);
+    for nothing in [
+        "", "   ", "?!", ":", "\"", "*", "()[]{}", "\\", "\u{0}", "~^",
+    ] {
+        assert_eq!(found(&reader, nothing), [] as [u64; 0], "{nothing:?}");
+    }
+    assert_eq!(found(&reader, "cats AND"), [0]);
+    assert_eq!(found(&reader, "title:quoted"), [1]);
+    assert_eq!(found(&reader, "+(star* -\"quoted"), [1]);
+    assert_eq!(found(&reader, &"cats ".repeat(100_000)), [0]);
+    let many: String = (0..5_000).map(|n| format!("w{n} ")).collect();
+    assert_eq!(found(&reader, &format!("dogs {many}")), [0]);
+    assert_eq!(reader.search("cats", 0, NOTHING).unwrap(), []);
+    assert_eq!(reader.search("cats", usize::MAX, NOTHING).unwrap().len(), 1);
+}
+
+#[test]
+fn an_empty_index_finds_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = commit(dir.path(), 1, &[], &[]);
+    assert_eq!(files.len(), 1);
+    let reader = reader(dir.path(), 1, &files);
+    reader.verify().unwrap();
+    assert_eq!(found(&reader, "anything"), [] as [u64; 0]);
+}
+
+#[test]
+fn scripts_are_found_by_their_own_questions() {
+    let texts = [
+        "القاهرة هي عاصمة مصر",
+        "ירושלים היא עיר הבירה",
+        "Η Αθήνα είναι πρωτεύουσα",
+        "Москва столица России",
+        "दिल्ली भारत की राजधानी है",
+        "กรุงเทพเป็นเมืองหลวงของไทย",
+        "北京是中国的首都",
+        "東京は日本の首都です",
+        "서울은 대한민국의 수도이다",
+        "Thủ đô là Hà Nội",
+    ];
+    let questions = [
+        "ما هي عاصمة مصر؟",
+        "עיר הבירה ירושלים",
+        "πρωτεύουσα ΑΘΉΝΑ",
+        "столица",
+        "राजधानी दिल्ली",
+        "เมืองหลวง",
+        "中国首都",
+        "日本の首都",
+        "대한민국 수도",
+        "ha\u{300} nội hà nội",
+    ];
+    let docs: Vec<(u64, &str)> = texts
+        .iter()
+        .enumerate()
+        .map(|(at, text)| (at as u64, *text))
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let files = commit(dir.path(), 1, &[], &docs);
+    let reader = reader(dir.path(), 1, &files);
+    for (at, question) in questions.iter().enumerate() {
+        assert_eq!(
+            found(&reader, question).first(),
+            Some(&(at as u64)),
+            "{question}"
+        );
+    }
+}
+
+#[test]
+fn deletes_take_effect_with_their_generation_and_dead_ones_are_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let docs: Vec<(u64, &str)> = (0..20).map(|docno| (docno, "same words")).collect();
+    let one = commit(dir.path(), 1, &[], &docs);
+    let mut writer = IndexWriter::open(&store(dir.path()), Some(1), &one, &spec()).unwrap();
+    writer.delete(0).unwrap();
+    writer.add(50, "", "same words").unwrap();
+    writer.delete(50).unwrap();
+    let two = writer.commit(2).unwrap();
+    drop(writer);
+
+    let old = reader(dir.path(), 1, &one);
+    let new = reader(dir.path(), 2, &two);
+    assert_eq!(found(&old, "words"), (0..10).collect::<Vec<u64>>());
+    assert_eq!(found(&new, "words"), (1..11).collect::<Vec<u64>>());
+    let live = new.search("words", 10, &|docno| docno < 15).unwrap();
+    let live: Vec<u64> = live.into_iter().map(|(docno, _)| docno).collect();
+    assert_eq!(live, [15, 16, 17, 18, 19]);
+}
+
+#[test]
+fn a_reader_goes_on_while_the_writer_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = commit(dir.path(), 1, &[], &[(0, "alpha beta")]);
+    let old = reader(dir.path(), 1, &files);
+    let first = files.clone();
+    for generation in 2..30 {
+        files = commit(
+            dir.path(),
+            generation,
+            &files,
+            &[(generation, "alpha gamma")],
+        );
+        assert_eq!(found(&old, "alpha"), [0]);
+        let new = reader(dir.path(), generation, &files);
+        assert!(
+            new.segments() <= MAX_SEGMENTS,
+            "{} segments",
+            new.segments()
+        );
+        assert_eq!(
+            new.search("alpha", 100, NOTHING).unwrap().len() as u64,
+            generation
+        );
+    }
+    for file in first {
+        assert!(
+            dir.path().join(&file.name).exists(),
+            "{} of generation 1 is the collector's",
+            file.name
+        );
+    }
+}
+
+#[test]
+fn ranking_does_not_depend_on_the_segments() {
+    let words = [
+        "ash", "birch", "cedar", "elm", "fir", "holly", "larch", "oak",
+    ];
+    let mut seed = 1_u64;
+    let mut random = |below: u64| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let texts: Vec<String> = (0..600)
+        .map(|_| {
+            (0..1 + random(12))
+                .map(|_| words[random(8) as usize])
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+        .collect();
+    let docs: Vec<(u64, &str)> = texts
+        .iter()
+        .enumerate()
+        .map(|(at, text)| (at as u64, text.as_str()))
+        .collect();
+
+    let together = tempfile::tempdir().unwrap();
+    let one = commit(together.path(), 1, &[], &docs);
+    let apart = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for (at, part) in docs.rchunks(100).enumerate() {
+        files = commit(apart.path(), at as u64 + 1, &files, part);
+    }
+    let one = reader(together.path(), 1, &one);
+    let many = reader(apart.path(), 6, &files);
+    assert_eq!((one.segments(), many.segments()), (1, 6));
+    for question in [
+        "oak",
+        "ash elm",
+        "cedar fir holly larch",
+        "ash birch cedar elm fir holly larch oak",
+    ] {
+        for k in [1, 3, 10, 50, 600] {
+            let expected = one.search(question, k, NOTHING).unwrap();
+            assert_eq!(
+                expected,
+                many.search(question, k, NOTHING).unwrap(),
+                "{question} {k}"
+            );
+            let ordered = |pair: &[(u64, f32)]| {
+                pair[0].1 > pair[1].1 || (pair[0].1 == pair[1].1 && pair[0].0 < pair[1].0)
+            };
+            assert!(expected.windows(2).all(ordered));
+            assert_eq!(
+                expected,
+                one.search(question, 600, NOTHING)
+                    .unwrap()
+                    .into_iter()
+                    .take(k)
+                    .collect::<Vec<_>>()
+            );
+        }
+    }
+}
+
+#[test]
+fn many_threads_search_one_reader() {
+    let dir = tempfile::tempdir().unwrap();
+    let docs: Vec<(u64, &str)> = (0..100).map(|docno| (docno, "river bank")).collect();
+    let files = commit(dir.path(), 1, &[], &docs);
+    let reader = reader(dir.path(), 1, &files);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    assert_eq!(found(&reader, "river").len(), 10);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn discarding_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = commit(dir.path(), 1, &[], &[(0, "kept")]);
+    let mut writer = IndexWriter::open(&store(dir.path()), Some(1), &files, &spec()).unwrap();
+    writer.add(1, "", "dropped").unwrap();
+    writer.delete(0).unwrap();
+    writer.discard();
+    assert_eq!(
+        fs::read_dir(dir.path().join("bm25")).unwrap().count(),
+        files.len()
+    );
+    assert_eq!(found(&reader(dir.path(), 1, &files), "kept dropped"), [0]);
+}
+
+#[test]
+fn what_a_failed_commit_left_is_in_nobodys_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = commit(dir.path(), 1, &[], &[(0, "first"), (1, "second")]);
+    for _ in 0..2 {
+        // As after a crash between this commit and the store's: the same generation once more.
+        let mut writer = IndexWriter::open(&store(dir.path()), Some(1), &one, &spec()).unwrap();
+        writer.delete(0).unwrap();
+        let two = writer.commit(2).unwrap();
+        assert_eq!(found(&reader(dir.path(), 2, &two), "first second"), [1]);
+    }
+}
+
+#[test]
+fn merging_is_bounded_and_prefers_small_segments() {
+    assert_eq!(to_merge(&[(5, 0); 8]), [] as [usize; 0]);
+    assert_eq!(to_merge(&[(5, 0); 9]).len(), 9);
+    let mut sizes = vec![(1_000_000, 0)];
+    sizes.extend([(1, 0); 8]);
+    assert_eq!(to_merge(&sizes), (1..9).collect::<Vec<_>>());
+    let doubling: Vec<(u32, u32)> = (0..9).map(|power| (4_u32.pow(power), 0)).collect();
+    assert_eq!(to_merge(&doubling), [0, 1]);
+    assert_eq!(to_merge(&[(10, 11), (10, 0)]), [0]);
+}
+
+/// Every file of the index, cut at every length and with every byte flipped: an error or an answer.
+#[test]
+fn damage_is_an_error_and_never_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let docs: Vec<(u64, &str)> = (0..40)
+        .map(|docno| (docno, "river bank water stone"))
+        .collect();
+    let one = commit(dir.path(), 1, &[], &docs);
+    let mut writer = IndexWriter::open(&store(dir.path()), Some(1), &one, &spec()).unwrap();
+    writer.delete(3).unwrap();
+    let files = writer.commit(2).unwrap();
+    drop(writer);
+
+    let attempt = |files: &[IndexFile]| -> Result<()> {
+        let reader = IndexReader::open(&store(dir.path()), 2, files, &spec())?;
+        reader.search("river stone", 3, NOTHING)?;
+        reader.verify()
+    };
+    attempt(&files).unwrap();
+    let typed = |result: Result<()>, what: &str| match result {
+        Err(
+            Error::CorruptIndex { .. }
+            | Error::IndexTooOld { .. }
+            | Error::UnsupportedFormat { .. },
+        ) => {}
+        other => panic!("{what}: {other:?}"),
+    };
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    for file in &files {
+        let path = dir.path().join(&file.name);
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            typed(attempt(&files), &format!("{} cut to {length}", file.name));
+        }
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x41;
+            fs::write(&path, &bytes).unwrap();
+            typed(attempt(&files), &format!("{} altered at {at}", file.name));
+        }
+        fs::remove_file(&path).unwrap();
+        typed(attempt(&files), &format!("{} missing", file.name));
+        std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
+        typed(attempt(&files), &format!("{} a symlink", file.name));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, &whole).unwrap();
+    }
+    std::panic::set_hook(hook);
+    attempt(&files).unwrap();
+}
+
+#[test]
+fn names_outside_the_folder_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = commit(dir.path(), 1, &[], &[(0, "x")]);
+    for name in [
+        "bm25/../CURRENT",
+        "/etc/passwd",
+        "bm25/",
+        "bm25/.managed.json",
+        "bm25/a/b",
+        "x.term",
+    ] {
+        let mut listed = files.clone();
+        listed.push(IndexFile {
+            name: name.into(),
+            length: 1,
+            blake3: [0; 32],
+        });
+        let error = IndexReader::open(&store(dir.path()), 1, &listed, &spec()).unwrap_err();
+        assert!(
+            matches!(error, Error::CorruptIndex { .. }),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[test]
+fn another_analyser_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = commit(dir.path(), 1, &[], &[(0, "x")]);
+    let other = AnalyserSpec {
+        name: "unicode-v9".into(),
+        stemmer: None,
+    };
+    let error = IndexReader::open(&store(dir.path()), 1, &files, &other).unwrap_err();
+    assert!(matches!(error, Error::UnsupportedFormat { .. }), "{error}");
+    let stemmed = AnalyserSpec {
+        stemmer: Some("english".into()),
+        ..spec()
+    };
+    let error = IndexReader::open(&store(dir.path()), 1, &files, &stemmed).unwrap_err();
+    assert!(matches!(error, Error::CorruptIndex { .. }), "{error}");
+}

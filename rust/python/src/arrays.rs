@@ -1,0 +1,142 @@
+//! numpy arrays: views into a store that keep it mapped, and fresh arrays.
+
+use bytemuck::Pod;
+use half::f16;
+use numpy::ndarray::{ArrayView, IxDyn};
+use numpy::{
+    Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArray,
+    PyUntypedArrayMethods,
+};
+use polyprag_core::{Dtype, RouteArray, TensorView};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::errors::invalid;
+
+/// What a view has as its base: it keeps the file mapped.
+#[pyclass(frozen, module = "polyprag._polyprag")]
+#[derive(Debug)]
+struct Mapped {
+    view: TensorView,
+}
+
+/// A read-only array over the mapped file, without a copy.
+pub fn view(py: Python<'_>, view: TensorView) -> PyResult<Bound<'_, PyAny>> {
+    let dtype = view.dtype;
+    let owner = Bound::new(py, Mapped { view })?;
+    match dtype {
+        Dtype::F32 => typed_view::<f32>(owner),
+        Dtype::F16 => typed_view::<f16>(owner),
+    }
+}
+
+fn typed_view<T: Pod + Element>(owner: Bound<'_, Mapped>) -> PyResult<Bound<'_, PyAny>> {
+    let py = owner.py();
+    let TensorView { name, shape, .. } = &owner.get().view;
+    let numbers: &[T] = bytemuck::try_cast_slice(owner.get().view.bytes())
+        .map_err(|error| invalid(py, format!("{name}: {error}")))?;
+    let array = ArrayView::from_shape(IxDyn(shape), numbers)
+        .map_err(|error| invalid(py, format!("{name}: {error}")))?;
+    // SAFETY: the memory belongs to the map that `owner` holds for as long as it lives; `owner` is
+    // immutable, becomes the base of the array, and is never given a new map.
+    #[allow(unsafe_code)]
+    let array = unsafe { PyArrayDyn::<T>::borrow_from_array(&array, owner.clone().into_any()) };
+    // The map is read-only: a write would end the process.
+    let array = array.readwrite().make_nonwriteable();
+    Ok(array.as_any().clone())
+}
+
+/// An array of its own.
+pub fn fresh(py: Python<'_>, array: RouteArray) -> PyResult<Bound<'_, PyArrayDyn<f32>>> {
+    PyArray1::from_vec(py, array.data).reshape(IxDyn(&array.shape))
+}
+
+/// An array that a caller gave, C order, of one of the two dtypes of a store.
+#[derive(Debug)]
+pub enum Given<'py> {
+    F32(PyReadonlyArrayDyn<'py, f32>),
+    F16(PyReadonlyArrayDyn<'py, f16>),
+}
+
+impl Given<'_> {
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Given::F32(_) => Dtype::F32,
+            Given::F16(_) => Dtype::F16,
+        }
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Given::F32(array) => array.shape(),
+            Given::F16(array) => array.shape(),
+        }
+    }
+
+    /// The numbers in memory, which is little endian.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Given::F32(array) => array.as_slice().map_or(&[], bytemuck::cast_slice),
+            Given::F16(array) => array.as_slice().map_or(&[], bytemuck::cast_slice),
+        }
+    }
+}
+
+/// A float32 or float16 array as it is, or its copy in C order.
+pub fn given<'py>(what: &str, value: &Bound<'py, PyAny>) -> PyResult<Given<'py>> {
+    let py = value.py();
+    let Ok(array) = value.cast::<PyUntypedArray>() else {
+        let kind = value.get_type();
+        return Err(invalid(
+            py,
+            format!("{what}: expected a numpy array, got {kind}"),
+        ));
+    };
+    let ordered = contiguous(array, None)?;
+    if let Ok(array) = ordered.cast::<PyArrayDyn<f32>>() {
+        return Ok(Given::F32(array.readonly()));
+    }
+    if let Ok(array) = ordered.cast::<PyArrayDyn<f16>>() {
+        return Ok(Given::F16(array.readonly()));
+    }
+    Err(invalid(
+        py,
+        format!("{what}: expected float32 or float16, got {}", array.dtype()),
+    ))
+}
+
+/// An array of floating point numbers as float32 in C order; a copy only where it must be.
+pub fn float32<'py>(
+    what: &str,
+    value: &Bound<'py, PyAny>,
+) -> PyResult<PyReadonlyArrayDyn<'py, f32>> {
+    let py = value.py();
+    let Ok(array) = value.cast::<PyUntypedArray>() else {
+        let kind = value.get_type();
+        return Err(invalid(
+            py,
+            format!("{what}: expected a numpy array of float32, got {kind}"),
+        ));
+    };
+    let kind: String = array.dtype().getattr("kind")?.extract()?;
+    if kind != "f" {
+        return Err(invalid(
+            py,
+            format!("{what}: expected float32, got {}", array.dtype()),
+        ));
+    }
+    let ordered = contiguous(array, Some("float32"))?;
+    Ok(ordered.cast::<PyArrayDyn<f32>>()?.readonly())
+}
+
+fn contiguous<'py>(
+    array: &Bound<'py, PyUntypedArray>,
+    dtype: Option<&str>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = array.py();
+    let options = PyDict::new(py);
+    options.set_item("order", "C")?;
+    options.set_item("dtype", dtype)?;
+    py.import("numpy")?
+        .call_method("asarray", (array,), Some(&options))
+}

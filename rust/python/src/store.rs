@@ -1,0 +1,359 @@
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use numpy::{PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
+use polyprag_core::{DecoderInput, DocumentId, Error, Kind, Tensor};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyMapping, PyString, PyType};
+
+use crate::arrays::{self, Given};
+use crate::document::Document;
+use crate::errors::{OrRaise, invalid};
+use crate::hit::Hit;
+use crate::ids::{self, count};
+use crate::info::{StoreInfo, VerifyReport};
+use crate::spec::StoreSpec;
+use crate::writer::Writer;
+
+/// One generation of a store, open for reading. Safe to share between threads.
+#[pyclass(frozen, module = "polyprag._polyprag")]
+#[derive(Debug)]
+pub struct Store {
+    core: polyprag_core::Store,
+}
+
+impl Store {
+    fn many(&self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<Vec<DocumentId>> {
+        let id_type = self.core.spec().or_raise(py)?.id_type;
+        ids::many(ids, id_type)
+    }
+}
+
+#[pymethods]
+impl Store {
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let core = py
+            .detach(|| polyprag_core::Store::open(path))
+            .or_raise(py)?;
+        Ok(Self { core })
+    }
+
+    /// A writer for a new store; nothing is visible at `path` before its first commit.
+    #[staticmethod]
+    #[pyo3(signature = (path, spec, experts, decoder=None))]
+    fn create(
+        py: Python<'_>,
+        path: PathBuf,
+        spec: &Bound<'_, StoreSpec>,
+        experts: &Bound<'_, PyAny>,
+        decoder: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Writer> {
+        let Ok(experts) = experts.cast::<PyMapping>() else {
+            let kind = experts.get_type();
+            return Err(invalid(
+                py,
+                format!("experts: expected a mapping of names to arrays, got {kind}"),
+            ));
+        };
+        let mut arrays: Vec<(String, Given<'_>)> = Vec::new();
+        for item in experts.items()?.iter() {
+            let (name, array): (String, Bound<'_, PyAny>) = item.extract()?;
+            let array = arrays::given(&format!("experts[{name:?}]"), &array)?;
+            arrays.push((name, array));
+        }
+        let tensors: Vec<Tensor<'_>> = arrays
+            .iter()
+            .map(|(name, array)| Tensor {
+                name: name.clone(),
+                dtype: array.dtype(),
+                shape: array.shape().to_vec(),
+                data: array.bytes(),
+            })
+            .collect();
+        let decoder = decoder
+            .map(
+                |pair| match pair.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() {
+                    Ok((v, b)) => Ok((
+                        arrays::float32("decoder V", &v)?,
+                        arrays::float32("decoder b", &b)?,
+                    )),
+                    Err(_) => Err(invalid(
+                        py,
+                        "decoder: expected a tuple (V, b) of two arrays",
+                    )),
+                },
+            )
+            .transpose()?;
+        let decoder = match &decoder {
+            Some((v, b)) => Some(DecoderInput {
+                v: bytemuck::cast_slice(v.as_slice()?),
+                v_shape: v.shape(),
+                b: bytemuck::cast_slice(b.as_slice()?),
+                b_shape: b.shape(),
+            }),
+            None => None,
+        };
+        let spec = polyprag_core::StoreSpec::clone(&spec.get().core);
+        let core = py
+            .detach(|| polyprag_core::Store::create(path, spec, &tensors, decoder.as_ref()))
+            .or_raise(py)?;
+        Ok(Writer::new(core))
+    }
+
+    /// The one writer of this store, on top of its newest generation.
+    fn writer(&self, py: Python<'_>) -> PyResult<Writer> {
+        let core = py.detach(|| self.core.writer()).or_raise(py)?;
+        Ok(Writer::new(core))
+    }
+
+    #[getter]
+    fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.core.path().as_os_str().into_pyobject(py)?.into_any())
+    }
+
+    #[getter]
+    fn generation(&self, py: Python<'_>) -> PyResult<u64> {
+        self.core.generation().or_raise(py)
+    }
+
+    #[getter]
+    fn spec(&self, py: Python<'_>) -> PyResult<StoreSpec> {
+        let core = self.core.spec().or_raise(py)?;
+        Ok(StoreSpec { core })
+    }
+
+    /// Read-only views into the mapped file, which they keep alive.
+    #[getter]
+    fn experts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let experts = PyDict::new(py);
+        for tensor in self.core.experts().or_raise(py)? {
+            let name = tensor.name.clone();
+            experts.set_item(name, arrays::view(py, tensor)?)?;
+        }
+        Ok(experts)
+    }
+
+    /// V and b as read-only views, if the codec keeps codes.
+    #[getter]
+    fn decoder<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)>> {
+        match self.core.decoder().or_raise(py)? {
+            Some((v, b)) => Ok(Some((arrays::view(py, v)?, arrays::view(py, b)?))),
+            None => Ok(None),
+        }
+    }
+
+    /// The best `k` documents for a text, best first. Any text is a question; one without a word
+    /// finds nothing.
+    #[pyo3(signature = (text, k=None), text_signature = "($self, text, k=10)")]
+    fn search(
+        &self,
+        py: Python<'_>,
+        text: Bound<'_, PyString>,
+        k: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Hit>> {
+        let k = k.map_or(Ok(DEFAULT_K), |k| count("k", k))?;
+        let text = text.to_string_lossy().into_owned();
+        let hits = py.detach(|| self.core.search(&text, k)).or_raise(py)?;
+        Ok(hits.into_iter().map(Hit::from).collect())
+    }
+
+    /// As `search` for each text, all in one generation.
+    #[pyo3(signature = (texts, k=None), text_signature = "($self, texts, k=10)")]
+    fn search_many(
+        &self,
+        py: Python<'_>,
+        texts: Vec<Bound<'_, PyString>>,
+        k: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Vec<Hit>>> {
+        let k = k.map_or(Ok(DEFAULT_K), |k| count("k", k))?;
+        let texts: Vec<String> = texts
+            .iter()
+            .map(|text| text.to_string_lossy().into_owned())
+            .collect();
+        let found = py
+            .detach(|| self.core.search_many(&texts, k))
+            .or_raise(py)?;
+        Ok(found
+            .into_iter()
+            .map(|hits| hits.into_iter().map(Hit::from).collect())
+            .collect())
+    }
+
+    /// [n, groups, K] for "w" and "z", [n, d] for "code".
+    #[pyo3(signature = (ids, kind="w"))]
+    fn routes<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        kind: &str,
+    ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+        let kind = match kind {
+            "w" => Kind::Weights,
+            "z" => Kind::Logits,
+            "code" => Kind::Code,
+            other => {
+                return Err(invalid(
+                    py,
+                    format!("kind: expected \"w\", \"z\" or \"code\", got {other:?}"),
+                ));
+            }
+        };
+        let ids = self.many(py, ids)?;
+        let routes = py.detach(|| self.core.routes(&ids, kind)).or_raise(py)?;
+        arrays::fresh(py, routes)
+    }
+
+    /// sum_d weights[d] * w_d, of shape [groups, K]; equal weights (1/n) when None.
+    #[pyo3(signature = (ids, weights=None))]
+    fn combined_route<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        weights: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+        let ids = self.many(py, ids)?;
+        let weights: Option<Vec<f64>> = weights
+            .map(|weights| {
+                weights.extract().map_err(|_| {
+                    invalid(
+                        py,
+                        format!(
+                            "weights: expected a sequence of numbers, got {}",
+                            ids::shown(weights)
+                        ),
+                    )
+                })
+            })
+            .transpose()?;
+        let route = py
+            .detach(|| self.core.combined_route(&ids, weights.as_deref()))
+            .or_raise(py)?;
+        arrays::fresh(py, route)
+    }
+
+    /// The documents with what the store keeps of them.
+    fn documents(&self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<Vec<Document>> {
+        let ids = self.many(py, ids)?;
+        let documents = py.detach(|| self.core.documents(&ids)).or_raise(py)?;
+        Ok(documents
+            .into_iter()
+            .map(|core| Document { core })
+            .collect())
+    }
+
+    fn is_routed(&self, py: Python<'_>, id: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let id = ids::of_type(id, self.core.spec().or_raise(py)?.id_type)?;
+        py.detach(|| self.core.is_routed(&id)).or_raise(py)
+    }
+
+    fn info(&self, py: Python<'_>) -> PyResult<StoreInfo> {
+        Ok(py.detach(|| self.core.info()).or_raise(py)?.into())
+    }
+
+    /// Reads everything and compares it with every checksum.
+    fn verify(&self, py: Python<'_>) -> PyResult<VerifyReport> {
+        Ok(py.detach(|| self.core.verify()).or_raise(py)?.into())
+    }
+
+    /// Move on to the newest generation; True if there was one.
+    fn refresh(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.core.refresh()).or_raise(py)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.core.close());
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        let documents = self.core.len().or_raise(py)?;
+        usize::try_from(documents).map_err(|_| {
+            invalid(
+                py,
+                format!("{documents} documents are too many to count here"),
+            )
+        })
+    }
+
+    fn __contains__(&self, py: Python<'_>, id: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let id_type = self.core.spec().or_raise(py)?.id_type;
+        match ids::of_type(id, id_type) {
+            Ok(id) => py.detach(|| self.core.contains(&id)).or_raise(py),
+            Err(_) => Ok(false), // nothing of another type is in it
+        }
+    }
+
+    fn __iter__(&self, py: Python<'_>) -> PyResult<IdIterator> {
+        let ids = self.core.ids().or_raise(py)?;
+        Ok(IdIterator(Mutex::new((ids, VecDeque::new()))))
+    }
+
+    fn __enter__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+        slf.get().core.generation().or_raise(slf.py())?;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (exc_type, exc, traceback))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: Option<&Bound<'_, PyType>>,
+        exc: Option<&Bound<'_, PyAny>>,
+        traceback: Option<&Bound<'_, PyAny>>,
+    ) {
+        let _ = (exc_type, exc, traceback);
+        self.close(py);
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let path = self.path(py)?.repr()?;
+        match (self.core.generation(), self.core.len(), self.core.spec()) {
+            (Ok(generation), Ok(documents), Ok(spec)) => Ok(format!(
+                "<Store {path}: generation {generation}, {documents} documents, codec {}>",
+                spec.codec
+            )),
+            _ => Ok(format!("<Store {path}: closed>")),
+        }
+    }
+}
+
+const DEFAULT_K: usize = 10;
+
+/// Ids a chunk at a time, so that neither the lock nor the interpreter is taken for each.
+#[pyclass(frozen, module = "polyprag._polyprag")]
+#[derive(Debug)]
+struct IdIterator(Mutex<(polyprag_core::Ids, VecDeque<DocumentId>)>);
+
+const IDS_AT_ONCE: usize = 1_024;
+
+#[pymethods]
+impl IdIterator {
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let next = py.detach(|| -> Result<Option<DocumentId>, Error> {
+            let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (ids, chunk) = &mut *guard;
+            if chunk.is_empty() {
+                for id in ids.take(IDS_AT_ONCE) {
+                    chunk.push_back(id?);
+                }
+            }
+            Ok(chunk.pop_front())
+        });
+        next.or_raise(py)?
+            .map(|id| ids::to_python(py, &id))
+            .transpose()
+    }
+}

@@ -1,0 +1,229 @@
+use std::mem;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use numpy::{PyArrayMethods, PyUntypedArrayMethods};
+use polyprag_core::{Error, OnDuplicate, Result, RouteRows};
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+use crate::document::Document;
+use crate::errors::{OrRaise, invalid, to_python};
+use crate::{arrays, ids};
+
+/// The one writer of a store. Leaving the `with` block cleanly commits; an exception discards.
+#[pyclass(frozen, module = "polyprag._polyprag")]
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    /// The process that made it: a forked child has a copy that must not touch the disk.
+    process: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Box<polyprag_core::Writer>),
+    /// And why.
+    Closed(&'static str),
+}
+
+const DISCARDED: &str = "the writer was discarded: open a new one";
+const LEFT: &str = "the with block of this writer has ended: open a new one";
+const FORKED: &str =
+    "the writer belongs to the process that opened it, and this is a fork: open a new one";
+
+impl Writer {
+    pub fn new(core: polyprag_core::Writer) -> Self {
+        Self {
+            path: core.path().to_owned(),
+            process: std::process::id(),
+            state: Mutex::new(State::Open(Box::new(core))),
+        }
+    }
+
+    fn closed(&self, reason: &str) -> Error {
+        Error::StoreClosed {
+            path: self.path.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn state(&self) -> Result<MutexGuard<'_, State>> {
+        if std::process::id() != self.process {
+            return Err(self.closed(FORKED));
+        }
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs on the core's writer, detached; calls from several threads wait for each other.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut polyprag_core::Writer) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let done = py.detach(|| match &mut *self.state()? {
+            State::Open(core) => work(core),
+            State::Closed(reason) => Err(self.closed(reason)),
+        });
+        done.or_raise(py)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if std::process::id() != self.process {
+            // Dropping it would discard what the parent is still writing.
+            let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+            mem::forget(mem::replace(state, State::Closed(FORKED)));
+        }
+    }
+}
+
+fn on_duplicate(py: Python<'_>, word: &str) -> PyResult<OnDuplicate> {
+    match word {
+        "error" => Ok(OnDuplicate::Error),
+        "replace" => Ok(OnDuplicate::Replace),
+        "skip" => Ok(OnDuplicate::Skip),
+        other => Err(invalid(
+            py,
+            format!("on_duplicate: expected \"error\", \"replace\" or \"skip\", got {other:?}"),
+        )),
+    }
+}
+
+#[pymethods]
+impl Writer {
+    /// Stage documents and their routes; None leaves them unrouted. All or none of a call; returns
+    /// how many were added.
+    #[pyo3(signature = (documents, routes=None, *, on_duplicate="error"))]
+    fn add(
+        &self,
+        py: Python<'_>,
+        documents: &Bound<'_, PyAny>,
+        routes: Option<&Bound<'_, PyAny>>,
+        on_duplicate: &str,
+    ) -> PyResult<usize> {
+        let on_duplicate = self::on_duplicate(py, on_duplicate)?;
+        let mut staged = Vec::new();
+        for (at, document) in documents.try_iter()?.enumerate() {
+            let document = document?;
+            match document.cast::<Document>() {
+                Ok(document) => staged.push(document.get().core.clone()),
+                Err(_) => {
+                    let shown = ids::shown(&document);
+                    return Err(invalid(
+                        py,
+                        format!("documents[{at}]: expected a Document, got {shown}"),
+                    ));
+                }
+            }
+        }
+        let routes = routes
+            .map(|routes| arrays::float32("routes", routes))
+            .transpose()?;
+        let rows = match &routes {
+            Some(routes) => Some(RouteRows {
+                shape: routes.shape(),
+                data: routes.as_slice()?,
+            }),
+            None => None,
+        };
+        self.with(py, |core| core.add(&staged, rows, on_duplicate))
+    }
+
+    /// As `add`, for documents without title and text (reachable by id only).
+    #[pyo3(signature = (ids, routes, *, on_duplicate="error"))]
+    fn add_arrays(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        routes: &Bound<'_, PyAny>,
+        on_duplicate: &str,
+    ) -> PyResult<usize> {
+        let on_duplicate = self::on_duplicate(py, on_duplicate)?;
+        let ids = self.many(py, ids)?;
+        let routes = arrays::float32("routes", routes)?;
+        let rows = RouteRows {
+            shape: routes.shape(),
+            data: routes.as_slice()?,
+        };
+        self.with(py, |core| core.add_arrays(&ids, rows, on_duplicate))
+    }
+
+    /// Stage deletions; all or none of a call. Returns how many documents it takes away.
+    fn delete(&self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let ids = self.many(py, ids)?;
+        self.with(py, |core| core.delete(&ids))
+    }
+
+    /// Make everything staged the next generation and return its number; the writer stays open.
+    fn commit(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |core| core.commit())
+    }
+
+    /// Forget everything staged, and close the writer.
+    fn discard(&self, py: Python<'_>) -> PyResult<()> {
+        self.close(py, DISCARDED)
+    }
+
+    fn __enter__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+        slf.get().with(slf.py(), |core| core.spec().map(|_| ()))?;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (exc_type, exc, traceback))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: Option<&Bound<'_, PyType>>,
+        exc: Option<&Bound<'_, PyAny>>,
+        traceback: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let _ = (exc, traceback);
+        if exc_type.is_some() {
+            // The exception is what the caller must hear of.
+            let _ = self.close(py, LEFT);
+            return Ok(());
+        }
+        let committed = py.detach(|| match &mut *self.state()? {
+            State::Open(core) => core.commit().map(|_| ()),
+            // Discarded within the block: there is nothing to commit.
+            State::Closed(_) => Ok(()),
+        });
+        let closed = self.close(py, LEFT);
+        committed.map_err(|error| to_python(py, error)).and(closed)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let path = self.path.as_os_str().into_pyobject(py)?.repr()?;
+        let open = py.detach(|| match self.state().as_deref() {
+            Ok(State::Open(core)) => !core.is_closed(),
+            _ => false,
+        });
+        let state = if open { "open" } else { "closed" };
+        Ok(format!("<Writer {path}: {state}>"))
+    }
+}
+
+impl Writer {
+    fn many(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+    ) -> PyResult<Vec<polyprag_core::DocumentId>> {
+        let id_type = self.with(py, |core| Ok(core.spec()?.id_type))?;
+        ids::many(ids, id_type)
+    }
+
+    fn close(&self, py: Python<'_>, reason: &'static str) -> PyResult<()> {
+        let closed = py.detach(|| {
+            let mut state = self.state()?;
+            if let State::Open(_) = &*state {
+                *state = State::Closed(reason); // which drops the core's writer, and so discards
+            }
+            Ok(())
+        });
+        closed.or_raise(py)
+    }
+}

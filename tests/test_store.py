@@ -1,0 +1,898 @@
+"""The store from Python, end to end: what comes back is what went in, and every failure has its class."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyprag import Combination, Document, Module, Store, StoreSpec, Writer, errors
+
+K, RANK, IN, OUT = 4, 2, 6, 5
+MODULES = [
+    Module("layers.0.up", IN, OUT, 0),
+    Module("layers.0.down", OUT, IN, 1),
+    Module("layers.1.up", IN, OUT, 1),
+]
+GROUPS = 2
+
+
+def make_spec(**changes: Any) -> StoreSpec:
+    settings: dict[str, Any] = {
+        "modules": MODULES,
+        "experts": K,
+        "rank": RANK,
+        "alpha": 32.0,
+        "codec": "f32",
+        "base_model": {"family": "llama", "probe": [1, 2.5]},
+        "recipe": {"epochs": 4},
+    }
+    return StoreSpec(**{**settings, **changes})
+
+
+def make_experts(dtype: Any = np.float32) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    experts = {}
+    for module in MODULES:
+        experts[f"{module.name}.A"] = rng.normal(size=(K, RANK, module.in_features)).astype(dtype)
+        experts[f"{module.name}.B"] = rng.normal(size=(module.out_features, K, RANK)).astype(dtype)
+    return experts
+
+
+def make_logits(n: int, seed: int = 1) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).normal(scale=2, size=(n, GROUPS, K)).astype(np.float32)
+
+
+TEXTS = [
+    ("Quill Harbour", "The lighthouse of Quill Harbour was lit in 1874."),
+    ("Oda Merrow", "Oda Merrow wrote the Tidal Code, a law on nets."),
+    ("Saltmarket", "Every spring the Saltmarket opens with drums."),
+]
+
+
+def documents(prefix: str = "d") -> list[Document]:
+    return [Document(f"{prefix}{i}", text, title, {"row": i}) for i, (title, text) in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "island.polyprag"
+
+
+@pytest.fixture
+def store(path: Path) -> Store:
+    with Store.create(path, make_spec(), make_experts()) as writer:
+        writer.add(documents(), make_logits(3))
+    return Store.open(path)
+
+
+def sigmoid_route(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    s = 1 / (1 + np.exp(-z.astype(np.float64)))
+    route: np.ndarray[Any, Any] = s / s.sum(-1, keepdims=True)
+    return route
+
+
+# --- what goes in comes out -------------------------------------------------------------------------
+
+
+def test_nothing_is_visible_before_the_first_commit(path: Path) -> None:
+    writer = Store.create(path, make_spec(), make_experts())
+    writer.add(documents(), make_logits(3))
+    assert not path.exists()
+    assert writer.commit() == 1
+    assert path.is_dir()
+    writer.discard()
+
+
+def test_reopened_store_has_it_all(store: Store, path: Path) -> None:
+    assert (len(store), store.generation, store.path) == (3, 1, str(path))
+    assert list(store) == ["d0", "d1", "d2"]
+    assert "d1" in store
+    assert "x" not in store
+    for stranger in (1, None, 1.5, b"d1", ("d1",), float("nan")):
+        assert stranger not in store
+    assert store.documents(["d2", "d0"]) == [documents()[2], documents()[0]]
+    assert store.is_routed("d0")
+    spec = store.spec
+    assert (spec.experts, spec.rank, spec.alpha, spec.codec, spec.groups) == (K, RANK, 32.0, "f32", GROUPS)
+    assert (spec.phi, spec.mixing, spec.id_type, spec.analyser) == (
+        "sigmoid",
+        "exact",
+        "string",
+        "unicode-v1",
+    )
+    assert (spec.top_k, spec.stemmer, spec.keep_title, spec.keep_text, spec.keep_metadata) == (
+        None,
+        None,
+        True,
+        True,
+        True,
+    )
+    assert spec.modules == MODULES
+    assert spec.combination == Combination()
+    assert spec.base_model == {"family": "llama", "probe": [1, 2.5]}
+    assert spec.recipe == {"epochs": 4}
+    report = store.verify()
+    assert report.documents == 3
+    assert report.files > 5
+
+
+def test_search(store: Store) -> None:
+    best, *_ = store.search("Who wrote the Tidal Code?", k=3)
+    assert best.id == "d1"
+    assert best.score > 0
+    assert best.docno == 1
+    assert store.search("Merrow", 1)[0].id == "d1", "words of the title count"
+    many = store.search_many(["lighthouse", "drums", "zzz"], k=1)
+    assert [[hit.id for hit in hits] for hits in many] == [["d0"], ["d2"], []]
+    assert store.search("spring", k=0) == []
+    assert [hit.id for hit in store.search("the", k=10**18)] != []
+
+
+def test_routes_and_combined_route_against_float64(store: Store) -> None:
+    z = make_logits(3)
+    ids = ["d2", "d0", "d2"]
+    order = [2, 0, 2]
+    np.testing.assert_array_equal(store.routes(ids, "z"), z[order])
+    w = sigmoid_route(z[order])
+    routes = store.routes(ids)
+    assert routes.dtype == np.float32
+    assert routes.shape == (3, GROUPS, K)
+    np.testing.assert_allclose(routes, w, atol=1e-6)
+    np.testing.assert_allclose(store.combined_route(ids), w.mean(0), atol=1e-6)
+    a = np.array([0.2, 0.5, 0.3])
+    expected = np.einsum("d,dgk->gk", a, w)
+    for weights in (a, a.astype(np.float32), a.tolist(), tuple(a)):
+        np.testing.assert_allclose(store.combined_route(ids, weights), expected, atol=1e-6)
+    routes[:] = 0  # a copy: the store does not notice
+    np.testing.assert_allclose(store.routes(ids), w, atol=1e-6)
+    assert store.routes([]).shape == (0, GROUPS, K)
+
+
+@pytest.mark.parametrize(("phi", "top_k"), [("softmax", None), ("sigmoid", 2), ("softmax", 1)])
+def test_phi(path: Path, phi: Any, top_k: int | None) -> None:
+    z = make_logits(5)
+    with Store.create(path, make_spec(phi=phi, top_k=top_k), make_experts()) as writer:
+        writer.add_arrays([f"{i}" for i in range(5)], z)
+    scores = np.exp(z.astype(np.float64)) if phi == "softmax" else 1 / (1 + np.exp(-z.astype(np.float64)))
+    if top_k is not None:
+        scores = np.where(z >= np.sort(z, axis=-1)[..., -top_k, None], scores, 0)
+    with Store.open(path) as store:
+        np.testing.assert_allclose(
+            store.routes([f"{i}" for i in range(5)]), scores / scores.sum(-1, keepdims=True), atol=1e-6
+        )
+
+
+def test_codes_need_a_decoder(path: Path) -> None:
+    d = 8
+    rng = np.random.default_rng(2)
+    v = rng.normal(size=(GROUPS * K, d)).astype(np.float32)
+    b = rng.normal(size=GROUPS * K).astype(np.float32)
+    codes = rng.normal(size=(3, d)).astype(np.float32)
+    with pytest.raises(errors.InvalidInput, match="decoder"):
+        Store.create(path, make_spec(codec=f"code({d})"), make_experts())
+    with Store.create(path, make_spec(codec=f"code({d})"), make_experts(), decoder=(v, b)) as writer:
+        writer.add(documents(), codes)
+    with Store.open(path) as store:
+        assert store.decoder is not None
+        np.testing.assert_array_equal(store.decoder[0], v)
+        np.testing.assert_array_equal(store.decoder[1], b)
+        kept = store.routes(["d0", "d1", "d2"], "code")
+        assert kept.shape == (3, d)
+        np.testing.assert_allclose(kept, codes, atol=np.abs(codes).max() / 100)
+        z = (kept.astype(np.float64) @ v.T.astype(np.float64) + b).reshape(3, GROUPS, K)
+        np.testing.assert_allclose(store.routes(["d0", "d1", "d2"], "z"), z, atol=1e-4)
+        np.testing.assert_allclose(store.routes(["d0", "d1", "d2"]), sigmoid_route(z), atol=1e-5)
+
+
+@pytest.mark.parametrize(("codec", "tolerance"), [("f16", 1e-2), ("q8", 1e-1)])
+def test_lossy_codecs(path: Path, codec: str, tolerance: float) -> None:
+    with Store.create(path, make_spec(codec=codec), make_experts()) as writer:
+        writer.add(documents(), make_logits(3))
+    with Store.open(path) as store:
+        np.testing.assert_allclose(store.routes(["d0", "d1", "d2"], "z"), make_logits(3), atol=tolerance)
+        with pytest.raises(errors.InvalidInput, match="code"):
+            store.routes(["d0"], "code")
+
+
+def test_info(store: Store, path: Path) -> None:
+    info = store.info()
+    assert (info.documents, info.unrouted, info.generation, info.path) == (3, 0, 1, str(path))
+    roles = {part.role: part for part in info.parts}
+    assert {"experts", "routes", "ids", "documents", "bm25", "manifest"} <= roles.keys()
+    assert info.total_bytes == sum(part.bytes for part in info.parts)
+    assert info.bytes_per_document == pytest.approx(info.total_bytes / 3)
+    assert info.lora_bytes_per_document == sum(m.in_features + m.out_features for m in MODULES) * RANK * 4
+    as_dict = info.to_dict()
+    assert as_dict["parts"][0]["role"] == info.parts[0].role
+    assert as_dict["total_bytes"] == info.total_bytes
+
+
+# --- experts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_experts_are_read_only_views_that_outlive_the_store(path: Path, dtype: Any) -> None:
+    given = make_experts(dtype)
+    Store.create(path, make_spec(), given).commit()
+    store = Store.open(path)
+    experts = store.experts
+    again = store.experts
+    assert experts.keys() == given.keys()
+    store.close()
+    del store
+    for name, array in experts.items():
+        assert array.dtype == dtype
+        assert not array.flags.owndata
+        assert not array.flags.writeable
+        assert array.base is not None
+        assert array.ctypes.data == again[name].ctypes.data, "both look at the same map"
+        np.testing.assert_array_equal(array, given[name])
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True
+    # The stacked forms are views too.
+    a, b = experts["layers.0.up.A"], experts["layers.0.up.B"]
+    assert np.shares_memory(a.reshape(K * RANK, IN), a)
+    assert np.shares_memory(b.reshape(OUT, K * RANK), b)
+
+
+def test_experts_of_any_layout_are_taken(path: Path) -> None:
+    given = {name: np.asfortranarray(array) for name, array in make_experts().items()}
+    Store.create(path, make_spec(), given).commit()
+    for name, array in Store.open(path).experts.items():
+        np.testing.assert_array_equal(array, given[name])
+
+
+def test_wrong_experts_are_refused(path: Path) -> None:
+    def refuse(match: str, **changes: Any) -> None:
+        experts: dict[str, Any] = {**make_experts(), **changes}
+        with pytest.raises(errors.InvalidInput, match=match):
+            Store.create(path, make_spec(), {k: v for k, v in experts.items() if v is not None})
+        assert not path.exists()
+
+    a = make_experts()["layers.0.up.A"]
+    refuse("float64", **{"layers.0.up.A": a.astype(np.float64)})
+    refuse("shape", **{"layers.0.up.A": a[:, :, :-1]})
+    refuse("missing", **{"layers.0.up.A": None})
+    refuse("belongs to no module", stranger=a)
+    refuse("numpy array", **{"layers.0.up.A": a.tolist()})
+    refuse("float16", **{"layers.0.up.A": a.astype(np.float16)})
+    refuse("NaN", **{"layers.0.up.A": np.full_like(a, np.nan)})
+    with pytest.raises(errors.InvalidInput, match="mapping"):
+        Store.create(path, make_spec(), [a])  # type: ignore[arg-type]
+    assert list(path.parent.iterdir()) == []
+
+
+# --- ids --------------------------------------------------------------------------------------------
+
+
+def test_unknown_id_is_a_key_error_that_names_it(store: Store) -> None:
+    for call in (store.routes, store.documents, store.combined_route):
+        with pytest.raises(KeyError, match="nope") as caught:
+            call(["d0", "nope"])
+        assert isinstance(caught.value, errors.UnknownId)
+    with pytest.raises(errors.UnknownId, match="nope"):
+        store.is_routed("nope")
+    with store.writer() as writer, pytest.raises(errors.UnknownId, match="nope"):
+        writer.delete(["nope"])
+
+
+def test_ids_of_the_wrong_type(store: Store, tmp_path: Path) -> None:
+    for bad in (3, np.int64(3)):
+        with pytest.raises(errors.InvalidInput, match="strings"):
+            store.routes([bad])
+    for bad in (True, -1, 2**64, 1.0, None, b"d0", "\ud800"):
+        with pytest.raises(errors.InvalidInput, match="id"):
+            store.routes([bad])  # type: ignore[list-item]
+    for lone in ("d0", 3, None):
+        with pytest.raises(errors.InvalidInput, match="sequence of ids"):
+            store.routes(lone)  # type: ignore[arg-type]
+
+    path = tmp_path / "numbers"
+    with Store.create(path, make_spec(id_type="u64"), make_experts()) as writer:
+        writer.add_arrays([0, np.int64(7), 2**64 - 1], make_logits(3))
+        with pytest.raises(errors.InvalidInput, match="integer"):
+            writer.add([Document("text")])
+        bad_ids: tuple[Any, ...] = (True, np.bool_(True), -1)
+        for bad_id in bad_ids:
+            with pytest.raises(errors.InvalidInput):
+                Document(bad_id)
+    with Store.open(path) as numbers:
+        assert list(numbers) == [0, 7, 2**64 - 1]
+        assert 7 in numbers
+        assert np.uint64(7) in numbers
+        for stranger in ("7", True, -1, 2**70):
+            assert stranger not in numbers
+        in_array: Any = np.array([7, 0])
+        assert numbers.routes(in_array).shape == (2, GROUPS, K)
+        with pytest.raises(errors.InvalidInput, match="integers"):
+            numbers.routes(["7"])
+
+
+def test_iteration_is_lazy_and_in_order(path: Path) -> None:
+    n = 3000
+    with Store.create(path, make_spec(id_type="u64"), make_experts()) as writer:
+        writer.add_arrays(range(n, 2 * n), make_logits(n))
+    with Store.open(path) as store:
+        ids = iter(store)
+        assert next(ids) == n
+        with store.writer() as writer:
+            writer.delete([n + 1])
+        assert store.refresh()
+        assert list(ids) == list(range(n + 1, 2 * n)), "an iteration keeps its generation"
+        assert list(store) == [n, *range(n + 2, 2 * n)]
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
+def test_commit_on_leaving_discard_on_exception(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), store.writer() as writer:
+        writer.add([Document("extra", "zebra")])
+        raise ZeroDivisionError
+    assert not store.refresh()
+    with store.writer() as writer:
+        assert writer.add([Document("extra", "zebra")]) == 1
+    assert "extra" not in store, "a reader keeps its generation"
+    assert store.refresh()
+    assert (store.generation, len(store)) == (2, 4)
+    assert [hit.id for hit in store.search("zebra")] == ["extra"]
+    assert not store.is_routed("extra")
+    with pytest.raises(errors.Unrouted, match="extra"):
+        store.routes(["extra"])
+    assert store.info().unrouted == 1
+
+
+def test_a_writer_goes_on_after_a_commit(store: Store) -> None:
+    with store.writer() as writer:
+        writer.add([Document("a", "alpha")])
+        assert writer.commit() == 2
+        writer.add([Document("b", "beta")])
+        assert writer.commit() == 3
+        writer.delete(["a"])
+    store.refresh()
+    assert store.generation == 4
+    assert [hit.id for hit in store.search("alpha beta")] == ["b"]
+
+
+def test_a_writer_is_closed_after_its_block(store: Store) -> None:
+    with store.writer() as writer:
+        pass
+    for call in (
+        writer.commit,
+        lambda: writer.add(documents("x")),
+        lambda: writer.delete(["d0"]),
+        lambda: writer.add_arrays(["x"], make_logits(1)),
+        writer.__enter__,
+    ):
+        with pytest.raises(errors.StoreClosed, match="with block"):
+            call()
+    with store.writer() as writer:
+        writer.discard()
+    with pytest.raises(errors.StoreClosed, match="discarded"):
+        writer.commit()
+    writer.discard()
+
+
+def test_a_failed_call_in_the_block_discards(store: Store) -> None:
+    with pytest.raises(errors.DuplicateId, match="d0"), store.writer() as writer:
+        writer.add([Document("fine")])
+        writer.add([Document("d0")])
+    assert not store.refresh()
+
+
+def test_one_writer_at_a_time(store: Store) -> None:
+    with store.writer(), pytest.raises(errors.StoreLocked, match=str(os.getpid())):
+        store.writer()
+    with store.writer():
+        pass
+
+
+def test_all_or_none_of_a_call(store: Store) -> None:
+    with store.writer() as writer:
+        with pytest.raises(errors.DuplicateId, match="d1"):
+            writer.add([Document("new"), Document("d1")])
+        with pytest.raises(errors.DuplicateId, match="twin"):
+            writer.add([Document("twin"), Document("twin")])
+        with pytest.raises(errors.InvalidInput, match="Document"):
+            writer.add([Document("new"), "d1"])  # type: ignore[list-item]
+        for routes in (make_logits(2), make_logits(1)[0], make_logits(1)[..., :-1]):
+            with pytest.raises(errors.InvalidInput, match=r"shape|routes"):
+                writer.add([Document("new")], routes)
+        with pytest.raises(errors.InvalidInput, match="int64"):
+            writer.add([Document("new")], np.zeros((1, GROUPS, K), dtype=np.int64))
+        with pytest.raises(errors.InvalidInput, match="on_duplicate"):
+            writer.add([], on_duplicate="perhaps")  # type: ignore[arg-type]
+    store.refresh()
+    assert list(store) == ["d0", "d1", "d2"]
+
+
+def test_duplicates_and_deletes(store: Store) -> None:
+    z = make_logits(2, seed=9)
+    with store.writer() as writer:
+        assert writer.add([Document("d1", "kept out"), Document("n", "walrus")], z, on_duplicate="skip") == 1
+        assert writer.add([Document("d0", "osprey")], z[:1], on_duplicate="replace") == 1
+        assert writer.delete(["d2"]) == 1
+    store.refresh()
+    assert sorted(store) == ["d0", "d1", "n"]
+    assert store.search("lighthouse Saltmarket drums") == []
+    assert [hit.id for hit in store.search("osprey")] == ["d0"]
+    np.testing.assert_array_equal(store.routes(["d0", "n"], "z"), z)
+    np.testing.assert_array_equal(store.routes(["d1"], "z")[0], make_logits(3)[1])
+
+
+def test_float64_and_strided_routes_are_taken(path: Path) -> None:
+    z = make_logits(6)
+    with Store.create(path, make_spec(), make_experts()) as writer:
+        writer.add_arrays(["a", "b", "c"], z[::2])
+        writer.add_arrays(["d", "e", "f"], z[1::2].astype(np.float64))
+    with Store.open(path) as store:
+        np.testing.assert_array_equal(store.routes(list("adbecf"), "z"), z)
+
+
+# --- closing ----------------------------------------------------------------------------------------
+
+
+def test_closed_store(store: Store) -> None:
+    with store as same:
+        assert same is store
+    assert store.closed
+    store.close()
+    calls: list[Any] = [
+        lambda: store.search("x"),
+        lambda: store.search_many(["x"]),
+        lambda: store.routes(["d0"]),
+        lambda: store.combined_route(["d0"]),
+        lambda: store.documents(["d0"]),
+        lambda: store.is_routed("d0"),
+        lambda: store.experts,
+        lambda: store.decoder,
+        lambda: store.spec,
+        lambda: store.generation,
+        lambda: len(store),
+        lambda: iter(store),
+        lambda: "d0" in store,
+        store.writer,
+        store.info,
+        store.verify,
+        store.refresh,
+        store.__enter__,
+    ]
+    for call in calls:
+        with pytest.raises(errors.StoreClosed):
+            call()
+    with pytest.raises(ValueError, match="closed"):
+        len(store)
+    assert "closed" in repr(store)
+
+
+def test_reprs(store: Store) -> None:
+    assert "3 documents" in repr(store)
+    assert "generation 1" in repr(store)
+    writer = store.writer()
+    assert "open" in repr(writer)
+    writer.discard()
+    assert "closed" in repr(writer)
+    long = repr(Document("d", "x" * 1000, "t"))
+    assert len(long) < 200
+    assert "Document('d'" in long
+    assert "d1" in repr(store.search("Tidal")[0])
+    for thing in (store.info(), store.info().parts[0], store.verify(), store.spec, MODULES[0], Combination()):
+        assert repr(thing).startswith(type(thing).__name__)
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+def test_document_is_a_value() -> None:
+    a = Document("d", "text", "title", {"b": [1, None, "é"], "a": {"deep": True}})
+    b = Document("d", "text", "title", {"a": {"deep": True}, "b": [1, None, "é"]})
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != Document("d", "text", "title")
+    assert a != Document(1, "text")
+    assert a != "d"
+    assert list(a.metadata or ()) == ["b", "a"], "the order of keys is kept"
+    metadata = a.metadata
+    assert metadata is not None
+    metadata["b"] = 0
+    assert a == b, "what is handed out is a copy"
+    with pytest.raises(AttributeError):
+        a.text = "other"  # type: ignore[misc]
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        back = pickle.loads(pickle.dumps(a, protocol))  # noqa: S301
+        assert back == a
+        assert back.metadata == a.metadata
+    assert copy.deepcopy(a) == a
+    assert pickle.loads(pickle.dumps(Document(2**64 - 1))).id == 2**64 - 1  # noqa: S301
+    for bad in ({"x": float("nan")}, {"x": object()}, ["x"], "x", {"x": "\ud800"}):
+        with pytest.raises(errors.InvalidInput, match="metadata"):
+            Document("d", metadata=bad)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidInput, match="Unicode"):
+        Document("d", "\ud800")
+
+
+def test_errors_are_picklable(store: Store) -> None:
+    with pytest.raises(errors.UnknownId) as caught:
+        store.routes(["nope"])
+    back = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert type(back) is errors.UnknownId
+    assert str(back) == str(caught.value)
+    with pytest.raises(FileNotFoundError) as missing:
+        Store.open("/nowhere/at/all")
+    again = pickle.loads(pickle.dumps(missing.value))  # noqa: S301
+    assert (type(again), again.errno, again.filename) == (FileNotFoundError, errno.ENOENT, "/nowhere/at/all")
+
+
+def test_bad_specs() -> None:
+    bad: list[dict[str, Any]] = [
+        {"experts": 0},
+        {"experts": -1},
+        {"experts": True},
+        {"rank": 0},
+        {"alpha": 0.0},
+        {"alpha": float("nan")},
+        {"codec": "f8"},
+        {"codec": "code(0)"},
+        {"phi": "relu"},
+        {"top_k": 9},
+        {"mixing": "stir"},
+        {"id_type": "uuid"},
+        {"stemmer": "klingon"},
+        {"modules": []},
+        {"base_model": {"x": object()}},
+        {"modules": [Module("a", 1, 1, 1)]},
+        {"combination": Combination(k=0)},
+        {"experts": 2**40},
+    ]
+    for changes in bad:
+        with pytest.raises(errors.InvalidInput):
+            make_spec(**changes)
+    with pytest.raises(errors.InvalidInput, match="rule"):
+        Combination(rule="best")  # type: ignore[arg-type]
+    spec = make_spec(combination=Combination(3, "score", 0.5), stemmer="english", keep_text=False)
+    assert (spec.combination.k, spec.combination.rule, spec.combination.temperature) == (3, "score", 0.5)
+    assert spec.stemmer == "english"
+    assert not spec.keep_text
+
+
+# --- questions --------------------------------------------------------------------------------------
+
+SCRIPTS = {
+    "arabic": ("تقع المنارة في ميناء الريشة", "أين المنارة؟"),
+    "hebrew": ("המגדלור נמצא בנמל הנוצה", "איפה המגדלור?"),
+    "greek": ("Ο φάρος βρίσκεται στο λιμάνι", "πού είναι ο ΦΆΡΟΣ;"),
+    "cyrillic": ("Маяк стоит в гавани", "где МАЯК?"),
+    "hindi": ("प्रकाशस्तंभ बंदरगाह में है", "प्रकाशस्तंभ कहाँ है?"),
+    "thai": ("ประภาคารตั้งอยู่ที่ท่าเรือขนนก", "ประภาคารอยู่ที่ไหน"),
+    "chinese": ("灯塔位于羽毛港。", "灯塔在哪里？"),
+    "japanese": ("灯台は羽港にあります。", "「灯台」はどこですか？"),
+    "korean": ("등대는 깃털 항구에 있다", "등대가 어디에 있나요?"),
+    "accents": ("Le phare de Saint-Étienne brûle", "ou est le phare de saint-e\u0301tienne"),
+    "full width": ("ＬＩＧＨＴ １８７４", "light 1874"),
+}
+
+
+def test_other_scripts_are_found_by_their_own_questions(path: Path) -> None:
+    with Store.create(path, make_spec(), make_experts()) as writer:
+        writer.add([Document(name, text) for name, (text, _) in SCRIPTS.items()])
+    with Store.open(path) as store:
+        for name, (_, question) in SCRIPTS.items():
+            hits = store.search(question)
+            assert hits, name
+            assert hits[0].id == name
+
+
+def test_hostile_questions_are_text(store: Store) -> None:
+    for nothing in ("", " ", "?!…", ":", '"', "*", "()", "\0", "\ud800", "~", "\\", "+-"):
+        assert store.search(nothing) == []
+    for question in (
+        'title:"Tidal Code"',
+        "Tidal AND",
+        "NOT Tidal",
+        "Tidal*",
+        "(Tidal",
+        'Tidal "',
+        "Tidal~2",
+        "[Tidal TO",
+        "Tidal^5",
+        "/Tidal/",
+        "Tidal\ud800",
+        "Tidal " * 100_000,
+        "body:Tidal",
+        "*:* Tidal",
+    ):
+        assert store.search(question)[0].id == "d1", question[:20]
+    with pytest.raises(TypeError):
+        store.search(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        store.search_many("one text")
+    for k in (-1, 1.5, "3", True):
+        with pytest.raises(errors.InvalidInput, match="k"):
+            store.search("Tidal", k)  # type: ignore[arg-type]
+
+
+# --- threads and processes --------------------------------------------------------------------------
+
+
+def test_sixteen_threads_search_while_a_writer_commits(store: Store) -> None:
+    stop = threading.Event()
+
+    def search(_: int) -> int:
+        n = 0
+        while not stop.is_set() or n < 50:
+            assert store.search("Tidal Code", 1)[0].id == "d1"
+            assert store.routes(["d0", "d1"]).shape == (2, GROUPS, K)
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(16) as pool:
+        running = [pool.submit(search, i) for i in range(16)]
+        for i in range(12):
+            with store.writer() as writer:
+                writer.add([Document(f"more{i}", f"filler number {i}")], make_logits(1))
+            assert store.refresh()
+        stop.set()
+        assert all(done.result() >= 50 for done in running)
+    assert len(store) == 15
+    assert store.verify().documents == 15
+
+
+def _search_in_child(store: Store, queue: Any) -> None:
+    queue.put([hit.id for hit in store.search("Tidal Code", 1)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_can_search(store: Store) -> None:
+    store.search("Tidal")
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    children = [context.Process(target=_search_in_child, args=(store, queue)) for _ in range(4)]
+    for child in children:
+        child.start()
+    found = [queue.get() for _ in children]
+    for child in children:
+        child.join(30)
+        assert child.exitcode == 0
+    assert found == [["d1"]] * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_leaves_the_writer_alone(tmp_path: Path) -> None:
+    # A fresh interpreter: the child must end by the ordinary way, which collects its objects.
+    out = run_python(
+        """
+        import os, sys
+        from polyprag import Document, Store, errors
+        from test_store import make_spec, make_experts
+        def work():
+            writer = Store.create(sys.argv[1], make_spec(), make_experts())
+            writer.add([Document("a", "alpha")])
+            if (child := os.fork()) == 0:
+                try:
+                    writer.commit()
+                except errors.StoreClosed as error:
+                    assert "fork" in str(error)
+                    return
+                os._exit(9)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            writer.commit()
+            print([hit.id for hit in Store.open(sys.argv[1]).search("alpha")])
+        work()
+        """,
+        str(tmp_path / "s"),
+    )
+    assert out.strip() == "['a']"
+
+
+# --- what the disk does -----------------------------------------------------------------------------
+
+
+def run_python(code: str, *arguments: str, ok: bool = True) -> str:
+    """A fresh interpreter that finds this file as ``test_store``."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert not ok or done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_paths_that_are_no_store(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        Store.open(tmp_path / "missing")
+    assert missing.value.filename == str(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name in ("empty", "file"):
+        with pytest.raises(errors.NotAStore, match=name):
+            Store.open(tmp_path / name)
+    with pytest.raises((FileExistsError, errors.InvalidInput)):
+        Store.create(store.path, make_spec(), make_experts())
+    with pytest.raises(FileNotFoundError):
+        Store.create(tmp_path / "no" / "such" / "place", make_spec(), make_experts())
+    assert len(Store.open(store.path)) == 3
+
+
+def test_a_store_half_written(store: Store, path: Path) -> None:
+    store.close()
+    # A commit that was cut off before CURRENT: its files are there, and nobody minds.
+    for name in ("manifest-00000002.json", "routes-00000002-0.seg", "bm25/meta-2.json", "CURRENT.new"):
+        (path / name).write_bytes(b"{")
+    assert list(Store.open(path)) == ["d0", "d1", "d2"]
+    with Store.open(path).writer() as writer:
+        writer.add([Document("later", "zebra")])
+    assert [hit.id for hit in Store.open(path).search("zebra")] == ["later"]
+    # One whose CURRENT never came.
+    (path / "CURRENT").unlink()
+    with pytest.raises(errors.NotAStore):
+        Store.open(path)
+
+
+def test_damage_has_a_class_and_spares_the_routes(store: Store, path: Path) -> None:
+    store.close()
+    postings = next((path / "bm25").glob("*.idx"))
+    whole = postings.read_bytes()
+    postings.write_bytes(whole[:-1])
+    broken = Store.open(path)
+    with pytest.raises(errors.CorruptIndex, match=postings.name):
+        broken.search("Tidal")
+    with pytest.raises(errors.CorruptIndex):
+        broken.verify()
+    np.testing.assert_array_equal(broken.routes(["d1"], "z")[0], make_logits(3)[1])
+    postings.write_bytes(whole)
+    assert Store.open(path).search("Tidal")
+
+    for part in sorted(path.glob("*.seg")) + sorted(path.glob("*.safetensors")):
+        whole = part.read_bytes()
+        part.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(errors.CorruptStore):
+            Store.open(path)
+        flipped = bytearray(whole)
+        flipped[-1] ^= 1
+        part.write_bytes(flipped)
+        with pytest.raises(errors.CorruptStore):
+            Store.open(path).verify()
+        part.write_bytes(whole)
+    Store.open(path).verify()
+
+
+AS_NOBODY = """
+import os, sys
+from polyprag import Store, errors
+os.setgid(65534); os.setuid(65534)
+try:
+    store = Store.open(sys.argv[1])
+    print("read", len(store.search("Tidal")))
+    store.writer()
+except PermissionError as error:
+    print("PermissionError", error.errno, error.filename)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become nobody")
+def test_no_permission(store: Store, path: Path) -> None:
+    for parent in path.parents:
+        if parent.stat().st_uid == 0 and str(parent).startswith(str(path.parents[2])):
+            parent.chmod(0o755)
+    assert run_python(AS_NOBODY, str(path)).splitlines()[0] == "read 1", "reading needs no right to write"
+    assert "PermissionError" in run_python(AS_NOBODY, str(path))
+    path.chmod(0o700)
+    assert run_python(AS_NOBODY, str(path)).startswith(f"PermissionError {errno.EACCES} {path}")
+
+
+class Mount:
+    """A mount for the length of a test; skips where the machine does not allow one."""
+
+    def __init__(self, *arguments: str, at: Path) -> None:
+        self.arguments = arguments
+        self.at = at
+
+    def __enter__(self) -> Path:
+        try:
+            done = subprocess.run(
+                ["mount", *self.arguments, str(self.at)], capture_output=True, text=True, check=False
+            )
+        except OSError as error:
+            pytest.skip(f"no mount command: {error}")
+        if done.returncode:
+            pytest.skip(f"this machine allows no mount: {done.stderr.strip()}")
+        return self.at
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "-l", str(self.at)], check=False, capture_output=True)
+
+
+def test_read_only_mount(store: Store, path: Path, tmp_path: Path) -> None:
+    store.close()
+    at = tmp_path / "mount"
+    at.mkdir()
+    with Mount("--bind", str(path), at=at):
+        if subprocess.run(
+            ["mount", "-o", "remount,ro,bind", str(at)], check=False, capture_output=True
+        ).returncode:
+            pytest.skip("this machine allows no read-only remount")
+        with Store.open(at) as still:
+            assert still.search("Tidal")[0].id == "d1"
+            assert still.verify().documents == 3
+            with pytest.raises(OSError, match=r"[Rr]ead-only") as refused:
+                still.writer()
+        assert refused.value.errno == errno.EROFS
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    at = tmp_path / "small"
+    at.mkdir()
+    with Mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", at=at):
+        path = at / "s"
+        with Store.create(path, make_spec(), make_experts()) as writer:
+            writer.add(documents(), make_logits(3))
+        words = " ".join(f"w{i}" for i in range(20_000))
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left") as full, Store.open(path).writer() as writer:
+                writer.add([Document(f"big{i}", f"{i} " + words[i:]) for i in range(60)])
+            assert full.value.errno == errno.ENOSPC
+            assert str(at) in str(full.value.filename)
+        with Store.open(path) as store:
+            assert (store.generation, list(store)) == (1, ["d0", "d1", "d2"])
+            store.verify()
+            assert store.search("Tidal")[0].id == "d1"
+            with store.writer() as writer:
+                writer.add([Document("small", "zebra")])
+            assert store.refresh()
+            assert store.search("zebra")[0].id == "small"
+
+
+LIMITED = """
+import resource, signal, sys
+from polyprag import Document, Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+words = " ".join(f"w{i}" for i in range(20_000))
+try:
+    with Store.open(sys.argv[1]).writer() as writer:
+        writer.add([Document(f"big{i}", f"{i} " + words[i:]) for i in range(20)])
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+@pytest.mark.parametrize("limit", [10, 1_000, 20_000])
+def test_files_that_may_not_grow(store: Store, path: Path, limit: int) -> None:
+    pytest.importorskip("resource")
+    number, filename = run_python(LIMITED, str(path), str(limit)).strip().split(" ", 1)
+    assert int(number) == errno.EFBIG
+    assert filename.startswith(str(path))
+    assert not store.refresh()
+    store.verify()
+    with store.writer() as writer:
+        writer.add([Document("later", "zebra")])
+    assert store.refresh()
+    assert store.search("zebra")[0].id == "later"
+
+
+def test_writer_is_what_create_returns(path: Path) -> None:
+    writer = Store.create(path, make_spec(), make_experts())
+    assert isinstance(writer, Writer)
+    del writer
+    assert list(path.parent.iterdir()) == [], "dropped without a commit, it leaves no trace"
