@@ -2,7 +2,7 @@ use std::mem;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use numpy::{PyArrayMethods, PyUntypedArrayMethods};
+use numpy::PyUntypedArrayMethods;
 use polyprag_core::{Error, OnDuplicate, Result, RouteRows};
 use pyo3::prelude::*;
 use pyo3::types::PyType;

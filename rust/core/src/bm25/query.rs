@@ -154,11 +154,11 @@ impl Search {
                 self.rough.pop();
             }
             candidates.push((doc, docno));
-            if candidates.len() >= CANDIDATES {
-                if let Err(error) = self.settle(reader, &mut candidates) {
-                    self.failure.get_or_insert(error);
-                    return f32::MAX;
-                }
+            if candidates.len() >= CANDIDATES
+                && let Err(error) = self.settle(reader, &mut candidates)
+            {
+                self.failure.get_or_insert(error);
+                return f32::MAX; // nothing more is of interest
             }
             self.threshold()
         })?;

@@ -263,6 +263,18 @@ fn ranking_does_not_depend_on_the_segments() {
 }
 
 #[test]
+fn more_equals_than_fit_at_once_are_ordered_by_docno() {
+    let dir = tempfile::tempdir().unwrap();
+    let docs: Vec<(u64, &str)> = (0..10_000).rev().map(|docno| (docno, "one two")).collect();
+    let files = commit(dir.path(), 1, &[], &docs);
+    let reader = reader(dir.path(), 1, &files);
+    let hits = reader.search("two one", 3, &|docno| docno == 1).unwrap();
+    let docnos: Vec<u64> = hits.iter().map(|hit| hit.0).collect();
+    assert_eq!(docnos, [0, 2, 3]);
+    assert_eq!(reader.search("two", 20_000, NOTHING).unwrap().len(), 10_000);
+}
+
+#[test]
 fn many_threads_search_one_reader() {
     let dir = tempfile::tempdir().unwrap();
     let docs: Vec<(u64, &str)> = (0..100).map(|docno| (docno, "river bank")).collect();
