@@ -1,0 +1,265 @@
+"""Encoding: documents in, store out. And adding: new documents into a store that exists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from polyprag._polyprag import Combination, Document, Module, Store, StoreSpec
+from polyprag.augment import Augmentation, AugmentSettings, augment
+from polyprag.engine import store_experts
+from polyprag.errors import CorpusError, InvalidInput
+from polyprag.layers import ModuleShape
+from polyprag.models import BaseModel, check_fingerprint, fingerprint
+from polyprag.samples import SampleSettings, build_samples
+from polyprag.trainer import Encoding, Progress, TrainSettings, train
+
+AUGMENTATION = "augmentation.jsonl"
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of an encoding; kept in the store, so that added documents are treated alike."""
+
+    augment: AugmentSettings = AugmentSettings()
+    samples: SampleSettings = SampleSettings()
+    train: TrainSettings = TrainSettings()
+    add_epochs: int = 4
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
+        """The recipe of a store; what it does not say, or says of a later version, is left at the default."""
+        return cls(
+            augment=_known(AugmentSettings, value.get("augment")),
+            samples=_known(SampleSettings, value.get("samples")),
+            train=_known(TrainSettings, value.get("train")),
+            add_epochs=int(value.get("add_epochs", cls.add_epochs)),
+        )
+
+
+class Reporter(Protocol):
+    """What long work tells: the CLI draws bars from it."""
+
+    def augmenting(self, done: int, total: int) -> None: ...
+
+    def training(self, progress: Progress) -> None: ...
+
+
+class Silent:
+    """Reports nothing."""
+
+    def augmenting(self, done: int, total: int) -> None:
+        pass
+
+    def training(self, progress: Progress) -> None:
+        pass
+
+
+def encode(
+    base: BaseModel,
+    documents: Sequence[Document],
+    path: str | os.PathLike[str],
+    recipe: Recipe = Recipe(),
+    *,
+    codec: str | None = None,
+    combination: Combination | None = None,
+    experts_dtype: str = "float16",
+    keep_text: bool = True,
+    work: Path | None = None,
+    reporter: Reporter = Silent(),
+) -> list[Augmentation]:
+    """Augment, train, and write a new store; returns what the augmentation wrote.
+
+    Args:
+        codec: how the store keeps routes; None is ``code(d)`` for code routing and ``q8`` for a table.
+        work: a folder for the augmentation and the checkpoint, from which an interrupted run goes on;
+            None is ``<path>.work``. The augmentation stays there, the checkpoint goes once the store is committed.
+
+    Raises:
+        FileExistsError: there is something at ``path`` already.
+        CorpusError: no document.
+        KeyboardInterrupt: on Ctrl-C; the same call goes on where it stopped.
+    """
+    target = Path(path)
+    if target.exists():
+        raise FileExistsError(17, "there is something here already; choose another path or delete it", str(target))
+    if not documents:
+        raise CorpusError("the corpus is empty: there is nothing to encode")
+    work = prepare_work(target, work)
+    augmentations = _augment(base, documents, recipe, work / AUGMENTATION, reporter)
+    samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
+    checkpoint = work / CHECKPOINT
+    encoding = train(
+        base, samples, len(documents), recipe.train, checkpoint=checkpoint, progress=reporter.training
+    )
+    spec = _spec(base, encoding, recipe, documents, codec, combination, keep_text)
+    experts = {name: a.astype(experts_dtype) for name, a in encoding.experts.items()}
+    decoder = encoding.decoder if spec.codec.startswith("code") else None
+    with Store.create(target, spec, experts, decoder) as writer:
+        writer.add(documents, stored_routes(encoding, spec.codec))
+    checkpoint.unlink(missing_ok=True)
+    return augmentations
+
+
+def add(
+    base: BaseModel,
+    documents: Sequence[Document],
+    path: str | os.PathLike[str],
+    *,
+    on_duplicate: str = "error",
+    work: Path | None = None,
+    reporter: Reporter = Silent(),
+) -> int:
+    """Encode documents into a store that exists: only their routes are trained (Poly-z); returns how many.
+
+    Nothing else in the store changes: experts and decoder stay as they are.
+
+    Raises:
+        DuplicateId: an id is in the store already and ``on_duplicate`` is ``"error"``.
+        BaseModelMismatch: ``base`` is not the model of the store.
+    """
+    if not documents:
+        raise CorpusError("the corpus is empty: there is nothing to add")
+    with Store.open(path) as store:
+        check_fingerprint(store.spec.base_model, base)
+        recipe = Recipe.from_json(store.spec.recipe)
+        if on_duplicate != "replace":
+            fresh = [d for d in documents if d.id not in store]
+            if on_duplicate == "error" and len(fresh) < len(documents):
+                # Before hours of training, not after; the writer finds and names them.
+                known = next(d for d in documents if d.id in store)
+                raise _duplicate(known)
+            documents = fresh
+        if not documents:
+            return 0
+        work = prepare_work(Path(path), work)
+        augmentations = _augment(base, documents, recipe, work / "added.jsonl", reporter)
+        samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
+        frozen = _frozen(store, recipe.train)
+        settings = replace(frozen.settings, epochs=recipe.add_epochs)
+        checkpoint = work / "added.pt"
+        encoding = train(
+            base, samples, len(documents), settings, frozen=frozen, checkpoint=checkpoint, progress=reporter.training
+        )
+        with store.writer() as writer:
+            added = writer.add(documents, stored_routes(encoding, store.spec.codec), on_duplicate=on_duplicate)  # type: ignore[arg-type]
+    checkpoint.unlink(missing_ok=True)
+    return added
+
+
+def prepare_work(target: Path, work: Path | None) -> Path:
+    """The work folder, made and found writable before hours are spent on what could not be kept."""
+    folder = work or target.with_name(target.name + ".work")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(13, "the work folder is not writable; name another (--work)", str(folder))
+    if target.parent.exists() and not os.access(target.parent, os.W_OK):
+        raise PermissionError(13, "the store cannot be written here", str(target.parent))
+    return folder
+
+
+def stored_routes(encoding: Encoding, codec: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The routes as ``codec`` takes them: codes [n, d], or logits [n, G, K] decoded from the codes."""
+    if codec.startswith("code") or encoding.decoder is None:
+        return encoding.routes
+    V, b = encoding.decoder
+    z = encoding.routes @ V.T + b
+    return np.ascontiguousarray(z.reshape(len(z), -1, encoding.settings.experts), dtype=np.float32)
+
+
+def _augment(
+    base: BaseModel, documents: Sequence[Document], recipe: Recipe, path: Path, reporter: Reporter
+) -> list[Augmentation]:
+    total, count = len(documents), 0
+
+    def progress(done: int) -> None:
+        nonlocal count
+        count += done
+        reporter.augmenting(count, total)
+
+    return augment(base, documents, recipe.augment, path=path, progress=progress)
+
+
+def _spec(
+    base: BaseModel,
+    encoding: Encoding,
+    recipe: Recipe,
+    documents: Sequence[Document],
+    codec: str | None,
+    combination: Combination | None,
+    keep_text: bool,
+) -> StoreSpec:
+    s = encoding.settings
+    coded = encoding.decoder is not None
+    codec = codec or (f"code({s.code_dim})" if coded else "q8")
+    if codec.startswith("code") and not coded:
+        raise InvalidInput(f"codec {codec} keeps codes, but the routes were trained as a table: use q8, f16 or f32")
+    return StoreSpec(
+        modules=[Module(m.name, m.in_features, m.out_features, m.group) for m in encoding.modules],
+        experts=s.experts,
+        rank=s.rank,
+        alpha=s.alpha,
+        codec=codec,
+        phi=s.phi,
+        top_k=s.top_k,
+        mixing=s.mixing,
+        combination=combination or Combination(),
+        id_type="u64" if isinstance(documents[0].id, int) else "string",
+        keep_text=keep_text,
+        base_model=fingerprint(base),
+        recipe=recipe.to_json(),
+    )
+
+
+def _frozen(store: Store, settings: TrainSettings) -> Encoding:
+    """The store's experts and decoder as training takes them, and its routes for the starting point."""
+    spec = store.spec
+    decoder = store.decoder
+    sample = [id for id, _ in zip(store, range(4096)) if store.is_routed(id)]
+    routes = store.routes(sample, kind="code" if decoder is not None else "z")
+    settings = replace(
+        settings,
+        routing="code" if decoder is not None else "table",
+        code_dim=routes.shape[1] if decoder is not None else settings.code_dim,
+        experts=spec.experts,
+        rank=spec.rank,
+        alpha=spec.alpha,
+        phi=spec.phi,  # type: ignore[arg-type]
+        top_k=spec.top_k,
+        mixing=spec.mixing,  # type: ignore[arg-type]
+    )
+    return Encoding(
+        modules=tuple(ModuleShape(m.name, m.in_features, m.out_features, m.group) for m in spec.modules),
+        experts={name: t.numpy() for name, t in store_experts(store).items()},
+        decoder=decoder,
+        routes=routes,
+        settings=settings,
+    )
+
+
+def _duplicate(document: Document) -> Exception:
+    from polyprag.errors import DuplicateId
+
+    return DuplicateId(
+        f"the store has a document with id {document.id!r} already: leave it out, or say on_duplicate='replace' or 'skip'"
+    )
+
+
+_Settings = TypeVar("_Settings")
+
+
+def _known(cls: type[_Settings], value: object) -> _Settings:
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    given = value if isinstance(value, Mapping) else {}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names})
+
+

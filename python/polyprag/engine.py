@@ -1,0 +1,268 @@
+"""The engine: question -> documents -> routes -> one combined route -> answer.
+
+The experts are attached to the base model once, when the engine opens. A question costs one BM25 search
+and one route; nothing is loaded or merged for it, and every row of a batch has its own route.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from polyprag._polyprag import Hit, Store
+from polyprag.errors import BaseModelMissing, InvalidInput
+from polyprag.generation import GenerationSettings, generate
+from polyprag.layers import Mixing, ModuleShape, RoutedModel
+from polyprag.models import (
+    SMALL_MODEL,
+    BaseModel,
+    answer_text,
+    check_fingerprint,
+    load_base_model,
+    question_prompt,
+)
+from polyprag.routing import CombinationRule, combination_weights
+
+ANSWERS = GenerationSettings(max_new_tokens=32)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document that an answer came from: its BM25 score and the weight of its route (0: it has none)."""
+
+    id: str | int
+    title: str | None
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. In a batch, each question carries its share."""
+
+    retrieve: float
+    route: float
+    generate: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``documents`` is empty where BM25 found nothing: the text is then the base model's own."""
+
+    question: str
+    text: str
+    documents: tuple[Source, ...]
+    timings: Timings
+
+
+class Engine:
+    """Answers from a store's routes.
+
+    >>> with polyprag.Engine.open("island.polyprag") as engine:
+    ...     print(engine.ask("Where was Ilsabet Corrow born?").text)
+    """
+
+    def __init__(self, store: Store, base: BaseModel, routed: RoutedModel, *, owns_store: bool) -> None:
+        self.store = store
+        self.base = base
+        self.routed = routed
+        self._owns_store = owns_store
+
+    @classmethod
+    def open(
+        cls,
+        store: str | os.PathLike[str] | Store,
+        model: str | os.PathLike[str] | BaseModel | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        allow_base_mismatch: bool = False,
+    ) -> Engine:
+        """Open a store and its base model, and attach the experts.
+
+        Args:
+            model: a name, a path, a loaded model, or None: the model that the store names, if it is
+                installed or cached here. It is never downloaded on the word of a store.
+
+        Raises:
+            BaseModelMissing, BaseModelMismatch, and what ``Store.open`` raises.
+        """
+        owns = not isinstance(store, Store)
+        opened = Store.open(store) if not isinstance(store, Store) else store
+        try:
+            base = _base_model(opened, model, device, dtype)
+            check_fingerprint(opened.spec.base_model, base, allow_base_mismatch=allow_base_mismatch)
+            routed = attach_store(base, opened)
+        except BaseException:
+            if owns:
+                opened.close()
+            raise
+        return cls(opened, base, routed, owns_store=owns)
+
+    def ask(
+        self,
+        question: str,
+        *,
+        k: int | None = None,
+        rule: CombinationRule | None = None,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Answer:
+        """Answer one question; see :meth:`ask_batch`."""
+        return self.ask_batch(
+            [question], k=k, rule=rule, temperature=temperature, max_new_tokens=max_new_tokens
+        )[0]
+
+    def ask_batch(
+        self,
+        questions: Sequence[str],
+        *,
+        k: int | None = None,
+        rule: CombinationRule | None = None,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[Answer]:
+        """Answer several questions at once, each with its own route.
+
+        Args:
+            k, rule, temperature: how many documents are combined and how; None is what the store
+                was trained for.
+
+        Raises:
+            InvalidInput: an empty question, or k below 1.
+        """
+        for number, question in enumerate(questions):
+            if not question.strip():
+                raise InvalidInput(f"question {number + 1} of {len(questions)} is empty")
+        combination = self.store.spec.combination
+        k = combination.k if k is None else k
+        if k < 1:
+            raise InvalidInput(f"k is at least 1, not {k}")
+        rule = rule or cast(CombinationRule, combination.rule)
+        temperature = combination.temperature if temperature is None else temperature
+
+        started = time.perf_counter()
+        found = self.store.search_many(list(questions), k)
+        retrieved = time.perf_counter()
+        mixed = [self.combine(hits, rule, temperature) for hits in found]
+        routed = time.perf_counter()
+        texts = self.answer(list(questions), [route for route, _ in mixed], max_new_tokens=max_new_tokens)
+        generated = time.perf_counter()
+
+        n = max(len(questions), 1)
+        timings = Timings((retrieved - started) / n, (routed - retrieved) / n, (generated - routed) / n)
+        return [
+            Answer(question, text, self._sources(hits, weights), timings)
+            for question, text, hits, (_, weights) in zip(questions, texts, found, mixed, strict=True)
+        ]
+
+    def combine(
+        self, hits: Sequence[Hit], rule: CombinationRule, temperature: float
+    ) -> tuple[NDArray[np.float32] | None, dict[str | int, float]]:
+        """The combined route [groups, K] of the hits that have one, and each one's weight; None if none has."""
+        usable = [hit for hit in hits if self.store.is_routed(hit.id)]
+        if not usable:
+            return None, {}
+        weights = combination_weights([hit.score for hit in usable], rule, temperature)
+        ids = [hit.id for hit in usable]
+        route = self.store.combined_route(ids, weights)
+        return route, dict(zip(ids, map(float, weights), strict=True))
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        routes: Sequence[NDArray[np.float32] | None],
+        *,
+        passages: Sequence[list[str]] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
+        """The model's answer to each question under the route beside it; None is the bare base model.
+
+        Args:
+            routes: [groups, K] each.
+            passages: texts to put into each prompt (Combine); None leaves the knowledge to the route.
+        """
+        settings = replace(ANSWERS, max_new_tokens=max_new_tokens or ANSWERS.max_new_tokens)
+        prompts = [question_prompt(q, p) for q, p in zip(questions, passages or [[]] * len(questions), strict=True)]
+        texts = [""] * len(prompts)
+        for with_route in (True, False):
+            rows = [i for i, route in enumerate(routes) if (route is not None) == with_route]
+            if not rows:
+                continue
+            batch = torch.from_numpy(np.stack([routes[i] for i in rows])) if with_route else None  # type: ignore[misc]
+            done = generate(self.base, [prompts[i] for i in rows], settings, routed=self.routed, routes=batch)
+            for position, text in done:
+                texts[rows[position]] = answer_text(text)
+        return texts
+
+    def close(self) -> None:
+        """Detach the experts, and close the store if the engine opened it."""
+        self.routed.detach()
+        if self._owns_store:
+            self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Literal[False]:
+        self.close()
+        return False
+
+    def _sources(self, hits: Sequence[Hit], weights: dict[str | int, float]) -> tuple[Source, ...]:
+        documents = self.store.documents([hit.id for hit in hits])
+        return tuple(
+            Source(hit.id, document.title, hit.score, weights.get(hit.id, 0.0))
+            for hit, document in zip(hits, documents, strict=True)
+        )
+
+
+def attach_store(base: BaseModel, store: Store) -> RoutedModel:
+    """The base model with the store's experts around its layers."""
+    spec = store.spec
+    shapes = [ModuleShape(m.name, m.in_features, m.out_features, m.group) for m in spec.modules]
+    routed = RoutedModel.attach(
+        base.model,
+        experts=spec.experts,
+        rank=spec.rank,
+        alpha=spec.alpha,
+        targets=shapes,
+        mixing=cast(Mixing, spec.mixing),
+    )
+    routed.load_experts(store_experts(store))
+    return routed
+
+
+def store_experts(store: Store) -> dict[str, torch.Tensor]:
+    """Copies of the experts in float32: the map itself must never be written to."""
+    return {name: torch.from_numpy(np.array(a, dtype=np.float32)) for name, a in store.experts.items()}
+
+
+def _base_model(
+    store: Store, model: str | os.PathLike[str] | BaseModel | None, device: str, dtype: str
+) -> BaseModel:
+    if isinstance(model, BaseModel):
+        return model
+    if model is not None:
+        return load_base_model(model, device=device, dtype=dtype)
+    named: Any = store.spec.base_model.get("name")
+    if named == SMALL_MODEL:
+        return load_base_model(None, device=device, dtype=dtype)
+    # A manifest is input from outside: it may name a cached model, but no path of this machine.
+    if not isinstance(named, str) or not named or Path(named).is_absolute() or named.startswith(".") or Path(named).exists():
+        raise BaseModelMissing(f"{store.path} was made for {named!r}: name its folder or file (--model)")
+    return load_base_model(named, device=device, dtype=dtype, local_only=True)

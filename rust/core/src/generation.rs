@@ -1,0 +1,329 @@
+//! One generation, open: what a reader holds and what a writer builds on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::bm25::{IndexFile, IndexReader};
+use crate::documents::{Contents, Dead, DocumentId, IdSegment, KeptSegment, LastBlock};
+use crate::error::{Error, Result};
+use crate::experts::Experts;
+use crate::files::{Directory, Mapped};
+use crate::manifest::{Current, Hash, Manifest, Part, Pinned, role};
+use crate::routes::{Codec, Decoder, Keeps, RouteSegment, Scales};
+use crate::spec::{IdType, StoreSpec};
+use crate::verify::as_index_error;
+
+#[derive(Debug)]
+pub struct Generation {
+    pub dir: Directory,
+    pub pinned: Pinned,
+    pub spec: Arc<StoreSpec>,
+    pub codec: Arc<dyn Codec>,
+    pub experts: Experts,
+    pub decoder: Option<Decoder>,
+    pub scales: Vec<(Hash, Arc<Scales>)>,
+    // All three in order of docnos, none overlapping another.
+    pub routes: Vec<RouteSegment>,
+    pub ids: Vec<IdSegment>,
+    pub kept: Vec<KeptSegment>,
+    pub dead: Dead,
+    /// What opening the index gave; an index that cannot be read takes only `search` with it.
+    pub index: Result<Option<IndexReader>>,
+}
+
+/// Whether to open the BM25 index for searching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Index {
+    Open,
+    Leave,
+}
+
+impl Generation {
+    pub fn open(dir: &Directory, index: Index) -> Result<Self> {
+        Self::from_pinned(dir, Pinned::newest(dir)?, index)
+    }
+
+    pub fn from_pinned(dir: &Directory, pinned: Pinned, index: Index) -> Result<Self> {
+        let manifest = &pinned.manifest;
+        let spec = Arc::new(manifest.spec.clone());
+        let codec: Arc<dyn Codec> = spec.codec.build(spec.logits()).into();
+        let map = |part: &Part| dir.map(&part.file, part.length);
+        let only = |role| manifest.of_role(role).next();
+        let missing = |role: &str| {
+            Error::corrupt(
+                dir.path_of(&pinned.current.manifest),
+                "parts",
+                format!("one of role {role}"),
+                "none",
+            )
+        };
+
+        let experts = only(role::EXPERTS).ok_or_else(|| missing(role::EXPERTS))?;
+        let experts = Experts::open(map(experts)?, &spec)?;
+        let decoder = match only(role::DECODER) {
+            Some(part) => Some(Decoder::open(map(part)?, spec.logits(), codec.columns())?),
+            None => None,
+        };
+        let mut scales = Vec::new();
+        for part in manifest.of_role(role::SCALES) {
+            scales.push((
+                part.blake3,
+                Arc::new(Scales::open(map(part)?, codec.columns())?),
+            ));
+        }
+        let routes = open_routes(dir, manifest, &codec, &scales, map)?;
+        let ids: Vec<IdSegment> = manifest
+            .of_role(role::IDS)
+            .map(|part| IdSegment::open(map(part)?, spec.id_type))
+            .collect::<Result<_>>()?;
+        let kept: Vec<KeptSegment> = manifest
+            .of_role(role::DOCUMENTS)
+            .map(|part| KeptSegment::open(map(part)?))
+            .collect::<Result<_>>()?;
+        let dead = match only(role::DEAD) {
+            Some(part) => Dead::open(map(part)?, manifest.next_docno)?,
+            None => Dead::default(),
+        };
+
+        let path = dir.path_of(&pinned.current.manifest);
+        let end = manifest.next_docno;
+        for (what, ranges) in [
+            (
+                role::ROUTES,
+                routes
+                    .iter()
+                    .map(|s| (s.first(), s.end()))
+                    .collect::<Vec<_>>(),
+            ),
+            (
+                role::IDS,
+                ids.iter().map(|s| (s.first(), s.end())).collect(),
+            ),
+            (
+                role::DOCUMENTS,
+                kept.iter().map(|s| (s.first(), s.end())).collect(),
+            ),
+        ] {
+            check_ranges(&path, what, &ranges, end)?;
+        }
+        // Every docno that was given out has an id, so these three numbers tell of each other.
+        let given: u64 = ids.iter().map(|s| s.end() - s.first()).sum();
+        let alive = given.checked_sub(dead.docnos().len());
+        if alive != Some(manifest.documents) {
+            let expected = format!("{given} ids less {} dead", dead.docnos().len());
+            return Err(Error::corrupt(
+                path,
+                "documents",
+                expected,
+                manifest.documents,
+            ));
+        }
+        let index = match (index, manifest.index_generation) {
+            (Index::Open, Some(generation)) => open_index(dir, manifest, generation).map(Some),
+            _ => Ok(None),
+        };
+        Ok(Self {
+            dir: dir.clone(),
+            spec,
+            codec,
+            experts,
+            decoder,
+            scales,
+            routes,
+            ids,
+            kept,
+            dead,
+            index,
+            pinned,
+        })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.pinned.manifest
+    }
+
+    pub fn current(&self) -> &Current {
+        &self.pinned.current
+    }
+
+    pub fn number(&self) -> u64 {
+        self.manifest().generation
+    }
+
+    fn is_dead(&self, docno: u64) -> bool {
+        docno >= self.manifest().next_docno || self.dead.contains(docno)
+    }
+
+    /// Whether a docno is a document that can be found.
+    pub fn is_alive(&self, docno: u64) -> bool {
+        !self.is_dead(docno)
+    }
+
+    /// The docno of the document with this id. Newer segments win.
+    pub fn lookup(&self, id: &DocumentId) -> Result<Option<u64>> {
+        if id.kind() != self.spec.id_type {
+            return Ok(None);
+        }
+        for segment in self.ids.iter().rev() {
+            if let Some(docno) = segment.find(id, |docno| self.is_dead(docno))? {
+                return Ok(Some(docno));
+            }
+        }
+        Ok(None)
+    }
+
+    pub fn docno(&self, id: &DocumentId) -> Result<u64> {
+        self.lookup(id)?.ok_or_else(|| self.unknown(id))
+    }
+
+    pub fn unknown(&self, id: &DocumentId) -> Error {
+        let hint = match (id.kind() == self.spec.id_type, self.spec.id_type) {
+            (true, _) => "",
+            (false, IdType::String) => ": the ids of this store are strings",
+            (false, IdType::U64) => ": the ids of this store are integers",
+        };
+        Error::UnknownId {
+            id: id.to_string(),
+            hint: hint.into(),
+        }
+    }
+
+    pub fn id_of(&self, docno: u64) -> Result<Option<DocumentId>> {
+        match in_range(&self.ids, docno, IdSegment::first) {
+            Some(segment) => segment.id(docno),
+            None => Ok(None),
+        }
+    }
+
+    /// Where the next segment of ids after this docno begins.
+    pub fn next_id_segment(&self, docno: u64) -> Option<u64> {
+        self.ids
+            .iter()
+            .map(IdSegment::first)
+            .find(|first| *first > docno)
+    }
+
+    pub fn contents(&self, docno: u64, last: &mut LastBlock) -> Result<Contents> {
+        match in_range(&self.kept, docno, KeptSegment::first) {
+            Some(segment) => Ok(segment.read(docno, last)?.unwrap_or_default()),
+            None => Ok(Contents::default()),
+        }
+    }
+
+    pub fn is_routed(&self, docno: u64) -> Result<bool> {
+        match in_range(&self.routes, docno, RouteSegment::first) {
+            Some(segment) => segment.contains(docno),
+            None => Ok(false),
+        }
+    }
+
+    /// The row of a docno as its codec keeps it; false if it has none.
+    pub fn read_row(&self, docno: u64, row: &mut [f32]) -> Result<bool> {
+        match in_range(&self.routes, docno, RouteSegment::first) {
+            Some(segment) => segment.read(docno, row),
+            None => Ok(false),
+        }
+    }
+
+    /// The logits of a document. `code` is room for a row of a codec that keeps codes.
+    pub fn read_logits(&self, id: &DocumentId, code: &mut [f32], logits: &mut [f32]) -> Result<()> {
+        let docno = self.docno(id)?;
+        let unrouted = || Error::Unrouted { id: id.to_string() };
+        match (self.codec.keeps(), &self.decoder) {
+            (Keeps::Logits, _) => match self.read_row(docno, logits)? {
+                true => Ok(()),
+                false => Err(unrouted()),
+            },
+            (Keeps::Code, Some(decoder)) => match self.read_row(docno, code)? {
+                true => decoder.decode(code, logits),
+                false => Err(unrouted()),
+            },
+            (Keeps::Code, None) => {
+                let file = self.dir.path_of(&self.current().manifest);
+                Err(Error::corrupt(file, "parts", "a decoder", "none"))
+            }
+        }
+    }
+}
+
+/// The segment whose range may hold the docno.
+fn in_range<S>(segments: &[S], docno: u64, first: impl Fn(&S) -> u64) -> Option<&S> {
+    let after = segments.partition_point(|s| first(s) <= docno);
+    segments.get(after.checked_sub(1)?)
+}
+
+fn check_ranges(path: &std::path::Path, what: &str, ranges: &[(u64, u64)], end: u64) -> Result<()> {
+    let mut before = 0;
+    for (first, after) in ranges {
+        if *first < before || *after > end {
+            let expected = format!("docnos from {before} on, below {end}");
+            return Err(Error::corrupt(
+                path,
+                format!("order of {what}"),
+                expected,
+                format!("{first}..{after}"),
+            ));
+        }
+        before = *after;
+    }
+    Ok(())
+}
+
+fn open_routes(
+    dir: &Directory,
+    manifest: &Manifest,
+    codec: &Arc<dyn Codec>,
+    scales: &[(Hash, Arc<Scales>)],
+    map: impl Fn(&Part) -> Result<Mapped>,
+) -> Result<Vec<RouteSegment>> {
+    let by_hash: HashMap<_, _> = scales.iter().map(|(hash, s)| (hash.0, s)).collect();
+    let decoder = manifest.of_role(role::DECODER).next().map(|p| p.blake3);
+    let name = manifest.spec.codec.to_string();
+    manifest
+        .of_role(role::ROUTES)
+        .map(|part| {
+            let mut used: Vec<Hash> = decoder.into_iter().collect();
+            let segment = RouteSegment::open(
+                map(part)?,
+                &name,
+                Arc::clone(codec),
+                decoder.map(|d| d.0),
+                |hash| {
+                    let found = by_hash.get(hash)?;
+                    used.push(Hash(*hash));
+                    Some(Arc::clone(found))
+                },
+            )?;
+            if used != part.parameters {
+                let (used, listed) = (format!("{used:?}"), format!("{:?}", part.parameters));
+                return Err(Error::corrupt(
+                    dir.path_of(&part.file),
+                    "parameters",
+                    used,
+                    listed,
+                ));
+            }
+            Ok(segment)
+        })
+        .collect()
+}
+
+pub fn index_files(manifest: &Manifest) -> Vec<IndexFile> {
+    manifest
+        .of_role(role::BM25)
+        .map(|part| IndexFile {
+            name: part.file.clone(),
+            length: part.length,
+            blake3: part.blake3.0,
+        })
+        .collect()
+}
+
+fn open_index(dir: &Directory, manifest: &Manifest, generation: u64) -> Result<IndexReader> {
+    let files = index_files(manifest);
+    for file in &files {
+        dir.open_part(&file.name, file.length)
+            .map_err(as_index_error)?;
+    }
+    IndexReader::open(dir, generation, &files, &manifest.spec.analyser)
+}

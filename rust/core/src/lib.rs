@@ -1,0 +1,39 @@
+//! The store of polyprag: latent experts, routes, documents and their BM25 index in one directory,
+//! opened read-only by many and written by one.
+//!
+//! [`Store`] reads one committed generation; [`Writer`] stages changes and commits the next one.
+//! `docs/format.md` describes the files field by field.
+
+#[cfg(not(unix))]
+compile_error!(
+    "polyprag-core needs a Unix system: it relies on flock, openat and rename over directory descriptors"
+);
+
+pub mod bm25;
+mod collect;
+mod commit;
+mod documents;
+pub mod error;
+mod experts;
+pub mod files;
+mod frame;
+mod generation;
+mod info;
+mod manifest;
+pub mod routes;
+mod spec;
+mod store;
+mod tensors;
+mod verify;
+mod writer;
+
+pub use documents::{Document, DocumentId, MAX_FIELD};
+pub use error::{Error, Result};
+pub use info::{PartInfo, StoreInfo};
+pub use manifest::FORMAT;
+pub use routes::{CodecName, Decoder, DecoderInput, Keeps, Phi, route_weights};
+pub use spec::{ANALYSER, Combination, IdType, MAX_NAME, Mixing, Module, Rule, StoreSpec};
+pub use store::{Hit, Ids, Kind, RouteArray, Store};
+pub use tensors::{Dtype, Tensor, TensorView};
+pub use verify::VerifyReport;
+pub use writer::{OnDuplicate, RouteRows, Writer};

@@ -1,0 +1,16 @@
+//! Routes: how they are kept (codecs), where (segments), and how logits become weights (phi).
+
+mod code;
+mod codec;
+mod decoder;
+mod phi;
+mod scalar;
+pub(crate) mod scales;
+mod segment;
+
+pub use codec::{Codec, CodecName, Keeps};
+pub use decoder::{Decoder, DecoderInput};
+pub use phi::{Phi, route_weights};
+pub use scales::Scales;
+pub use segment::RouteSegment;
+pub(crate) use segment::{SegmentPlan, write_segment};

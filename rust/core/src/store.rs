@@ -1,0 +1,360 @@
+//! The face for readers: one generation, open, shared between threads.
+
+use std::iter::FusedIterator;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
+use crate::documents::{Document, DocumentId, LastBlock};
+use crate::error::{Error, Result};
+use crate::files::Directory;
+use crate::generation::{Generation, Index};
+use crate::info::{self, StoreInfo};
+use crate::manifest::Current;
+use crate::routes::{DecoderInput, Keeps, route_weights};
+use crate::spec::StoreSpec;
+use crate::tensors::{Tensor, TensorView};
+use crate::verify::{self, VerifyReport};
+use crate::writer::Writer;
+
+/// A store, open for reading. It keeps its generation until [`Store::refresh`].
+#[derive(Debug)]
+pub struct Store {
+    dir: Directory,
+    generation: ArcSwapOption<Generation>,
+}
+
+/// One document that BM25 found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hit {
+    pub id: DocumentId,
+    pub score: f32,
+    pub docno: u64,
+}
+
+/// What is asked of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// phi(z), each group summing to 1: [n, groups, K].
+    Weights,
+    /// The logits z: [n, groups, K].
+    Logits,
+    /// The code: [n, d].
+    Code,
+}
+
+/// Numbers in C order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteArray {
+    pub shape: Vec<usize>,
+    pub data: Vec<f32>,
+}
+
+impl Store {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let dir = Directory::open(path).map_err(|e| match e.io_kind() {
+            Some(std::io::ErrorKind::NotADirectory) => Error::NotAStore {
+                path: path.to_owned(),
+                reason: "it is a file, and a store is a directory".into(),
+            },
+            _ => e,
+        })?;
+        let generation = Generation::open(&dir, Index::Open)?;
+        Ok(Self {
+            dir,
+            generation: ArcSwapOption::from_pointee(generation),
+        })
+    }
+
+    /// A writer for a new store; nothing is at `path` before its first commit.
+    pub fn create(
+        path: impl AsRef<Path>,
+        spec: StoreSpec,
+        experts: &[Tensor<'_>],
+        decoder: Option<&DecoderInput<'_>>,
+    ) -> Result<Writer> {
+        Writer::create(path.as_ref(), spec, experts, decoder)
+    }
+
+    /// The one writer; it builds on the newest generation, which may be newer than the one read here.
+    pub fn writer(&self) -> Result<Writer> {
+        self.current()?;
+        Writer::open(self.dir.clone())
+    }
+
+    fn current(&self) -> Result<Arc<Generation>> {
+        self.generation
+            .load_full()
+            .ok_or_else(|| Error::StoreClosed {
+                path: self.dir.path().to_owned(),
+                reason: "the store was closed: open it again".into(),
+            })
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    pub fn generation(&self) -> Result<u64> {
+        Ok(self.current()?.number())
+    }
+
+    pub fn spec(&self) -> Result<Arc<StoreSpec>> {
+        Ok(Arc::clone(&self.current()?.spec))
+    }
+
+    /// Views into the mapped file, in the order of the modules, A before B.
+    pub fn experts(&self) -> Result<Vec<TensorView>> {
+        Ok(self.current()?.experts.views().to_vec())
+    }
+
+    /// V and b, if the codec keeps codes.
+    pub fn decoder(&self) -> Result<Option<(TensorView, TensorView)>> {
+        Ok(self.current()?.decoder.as_ref().and_then(|d| d.views()))
+    }
+
+    /// Best first. Anything is a question; one without a word finds nothing.
+    pub fn search(&self, text: &str, k: usize) -> Result<Vec<Hit>> {
+        search(&*self.current()?, text, k)
+    }
+
+    /// As [`Store::search`] for each text, all in one generation.
+    pub fn search_many<T: AsRef<str>>(&self, texts: &[T], k: usize) -> Result<Vec<Vec<Hit>>> {
+        let generation = self.current()?;
+        texts
+            .iter()
+            .map(|text| search(&generation, text.as_ref(), k))
+            .collect()
+    }
+
+    pub fn routes(&self, ids: &[DocumentId], kind: Kind) -> Result<RouteArray> {
+        let generation = self.current()?;
+        let spec = &generation.spec;
+        let columns = generation.codec.columns();
+        if kind == Kind::Code {
+            if generation.codec.keeps() != Keeps::Code {
+                return Err(Error::invalid(format!(
+                    "kind \"code\": the codec of this store, {}, keeps logits and no code",
+                    spec.codec
+                )));
+            }
+            let data = gather(ids, columns, |id, row| {
+                match generation.read_row(generation.docno(id)?, row)? {
+                    true => Ok(()),
+                    false => Err(Error::Unrouted { id: id.to_string() }),
+                }
+            })?;
+            let shape = vec![ids.len(), columns];
+            return Ok(RouteArray { shape, data });
+        }
+        let mut code = vec![0.0; columns];
+        let data = gather(ids, spec.logits(), |id, row| {
+            generation.read_logits(id, &mut code, row)?;
+            if kind == Kind::Weights {
+                route_weights(spec.phi, spec.top_k, spec.experts as usize, row);
+            }
+            Ok(())
+        })?;
+        let shape = vec![ids.len(), spec.groups(), spec.experts as usize];
+        Ok(RouteArray { shape, data })
+    }
+
+    /// sum_d weights[d] * w_d, of shape [groups, K]; equal weights 1/n if none are given.
+    pub fn combined_route(
+        &self,
+        ids: &[DocumentId],
+        weights: Option<&[f64]>,
+    ) -> Result<RouteArray> {
+        if ids.is_empty() {
+            return Err(Error::invalid("combined_route: expected at least one id"));
+        }
+        let equal = vec![1.0 / ids.len() as f64; ids.len()];
+        let weights = weights.unwrap_or(&equal);
+        if weights.len() != ids.len() {
+            return Err(Error::invalid(format!(
+                "combined_route: {} ids, but {} weights",
+                ids.len(),
+                weights.len()
+            )));
+        }
+        if let Some(bad) = weights.iter().find(|a| !a.is_finite()) {
+            return Err(Error::invalid(format!(
+                "combined_route: weight {bad} is not finite"
+            )));
+        }
+        let generation = self.current()?;
+        let spec = &generation.spec;
+        let mut code = vec![0.0; generation.codec.columns()];
+        let mut row = vec![0.0; spec.logits()];
+        let mut sum = vec![0.0f64; spec.logits()];
+        for (id, a) in ids.iter().zip(weights) {
+            generation.read_logits(id, &mut code, &mut row)?;
+            route_weights(spec.phi, spec.top_k, spec.experts as usize, &mut row);
+            for (sum, w) in sum.iter_mut().zip(&row) {
+                *sum += a * f64::from(*w);
+            }
+        }
+        Ok(RouteArray {
+            shape: vec![spec.groups(), spec.experts as usize],
+            data: sum.into_iter().map(|w| w as f32).collect(),
+        })
+    }
+
+    /// The documents with what the store keeps of them.
+    pub fn documents(&self, ids: &[DocumentId]) -> Result<Vec<Document>> {
+        let generation = self.current()?;
+        let mut last = LastBlock::default();
+        ids.iter()
+            .map(|id| {
+                let kept = generation.contents(generation.docno(id)?, &mut last)?;
+                Ok(Document {
+                    id: id.clone(),
+                    title: kept.title,
+                    text: kept.text,
+                    metadata: kept.metadata,
+                })
+            })
+            .collect()
+    }
+
+    pub fn contains(&self, id: &DocumentId) -> Result<bool> {
+        Ok(self.current()?.lookup(id)?.is_some())
+    }
+
+    pub fn is_routed(&self, id: &DocumentId) -> Result<bool> {
+        let generation = self.current()?;
+        generation.is_routed(generation.docno(id)?)
+    }
+
+    /// The number of documents.
+    pub fn len(&self) -> Result<u64> {
+        Ok(self.current()?.manifest().documents)
+    }
+
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// All ids in order of docno; it keeps the generation that is open now.
+    pub fn ids(&self) -> Result<Ids> {
+        let generation = self.current()?;
+        let docnos = generation.ids.first().map_or(0, |s| s.first());
+        Ok(Ids {
+            generation,
+            next: docnos,
+        })
+    }
+
+    pub fn info(&self) -> Result<StoreInfo> {
+        info::info(&*self.current()?)
+    }
+
+    /// Reads everything and compares it with every checksum.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        verify::verify(&*self.current()?)
+    }
+
+    /// Moves on to the newest generation; true if there was one.
+    pub fn refresh(&self) -> Result<bool> {
+        let held = self.current()?;
+        if Current::read(&self.dir)? == *held.current() {
+            return Ok(false);
+        }
+        let newest = Arc::new(Generation::open(&self.dir, Index::Open)?);
+        // Closed meanwhile stays closed; of two that refresh at once, the later generation stays.
+        self.generation.rcu(|now| match now {
+            Some(now) if now.number() < newest.number() || now.number() == held.number() => {
+                Some(Arc::clone(&newest))
+            }
+            other => other.clone(),
+        });
+        Ok(true)
+    }
+
+    /// Lets go of the files; views that were handed out keep theirs.
+    pub fn close(&self) {
+        self.generation.store(None);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.generation.load().is_none()
+    }
+}
+
+fn gather(
+    ids: &[DocumentId],
+    width: usize,
+    mut read: impl FnMut(&DocumentId, &mut [f32]) -> Result<()>,
+) -> Result<Vec<f32>> {
+    let total = ids
+        .len()
+        .checked_mul(width)
+        .ok_or_else(|| Error::invalid(format!("{} routes do not fit into memory", ids.len())))?;
+    let mut data = vec![0.0; total];
+    for (id, row) in ids.iter().zip(data.chunks_exact_mut(width.max(1))) {
+        read(id, row)?;
+    }
+    Ok(data)
+}
+
+fn search(generation: &Generation, text: &str, k: usize) -> Result<Vec<Hit>> {
+    let index = match &generation.index {
+        Ok(Some(index)) => index,
+        Ok(None) => return Ok(Vec::new()),
+        Err(e) => return Err(e.clone()),
+    };
+    let documents = usize::try_from(generation.manifest().documents).unwrap_or(usize::MAX);
+    let k = k.min(documents);
+    if k == 0 {
+        return Ok(Vec::new());
+    }
+    index
+        .search(text, k, &|docno| !generation.is_alive(docno))?
+        .into_iter()
+        .map(|(docno, score)| match generation.id_of(docno)? {
+            Some(id) => Ok(Hit { id, score, docno }),
+            None => Err(Error::corrupt_index(
+                generation.dir.path_of(crate::files::INDEX_FOLDER),
+                format!("it found docno {docno}, which has no id"),
+            )),
+        })
+        .collect()
+}
+
+/// Iterates over the ids of one generation.
+#[derive(Debug)]
+pub struct Ids {
+    generation: Arc<Generation>,
+    next: u64,
+}
+
+impl Iterator for Ids {
+    type Item = Result<DocumentId>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.next < self.generation.manifest().next_docno {
+            let docno = self.next;
+            self.next += 1;
+            if !self.generation.is_alive(docno) {
+                continue;
+            }
+            match self.generation.id_of(docno) {
+                Ok(Some(id)) => return Some(Ok(id)),
+                // A gap between segments, which a hostile manifest could make very long.
+                Ok(None) => match self.generation.next_id_segment(docno) {
+                    Some(first) => self.next = first,
+                    None => self.next = u64::MAX,
+                },
+                Err(e) => {
+                    self.next = u64::MAX;
+                    return Some(Err(e));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl FusedIterator for Ids {}

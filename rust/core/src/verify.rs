@@ -1,0 +1,150 @@
+//! Proof that a generation is whole: every file against its hash, every block against its checksum, and
+//! the parts against each other.
+
+use crate::error::{Error, Result};
+use crate::files::Directory;
+use crate::generation::Generation;
+use crate::manifest::{Current, Hash, Manifest, Pinned, role};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifyReport {
+    pub files: u64,
+    pub bytes: u64,
+    pub documents: u64,
+}
+
+pub fn verify(generation: &Generation) -> Result<VerifyReport> {
+    let (dir, manifest) = (&generation.dir, generation.manifest());
+    let mut report = VerifyReport {
+        files: 0,
+        bytes: 0,
+        documents: manifest.documents,
+    };
+    // What CURRENT names now, which a commit may have moved on, must be readable too.
+    let current = Current::read(dir)?;
+    if current != *generation.current() {
+        Pinned::newest(dir)?;
+    }
+    report.files += 1;
+    report.bytes += current.to_text().len() as u64;
+
+    let name = &generation.current().manifest;
+    check(
+        dir,
+        name,
+        generation.pinned.length,
+        generation.current().blake3,
+        &mut report,
+    )?;
+    for part in &manifest.parts {
+        let checked = check(dir, &part.file, part.length, part.blake3, &mut report);
+        checked.map_err(|e| {
+            if part.role == role::BM25 {
+                as_index_error(e)
+            } else {
+                e
+            }
+        })?;
+    }
+    // The lengths are right, so the maps can be read to their ends.
+    generation.experts.verify()?;
+    generation.decoder.iter().try_for_each(|d| d.verify())?;
+    generation.scales.iter().try_for_each(|(_, s)| s.verify())?;
+    generation.routes.iter().try_for_each(|s| s.verify())?;
+    generation.ids.iter().try_for_each(|s| s.verify())?;
+    generation.kept.iter().try_for_each(|s| s.verify())?;
+    generation.dead.verify()?;
+    check_documents(generation, manifest)?;
+    match &generation.index {
+        Ok(Some(index)) => index.verify()?,
+        Ok(None) => {}
+        Err(e) => return Err(e.clone()),
+    }
+    Ok(report)
+}
+
+fn check(
+    dir: &Directory,
+    name: &str,
+    length: u64,
+    blake3: Hash,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    dir.open_part(name, length)?;
+    let digest = dir.digest(name)?;
+    let found = Hash(digest.blake3);
+    if digest.length != length || found != blake3 {
+        return Err(Error::corrupt(
+            dir.path_of(name),
+            "content",
+            format!("BLAKE3 {blake3}"),
+            found,
+        ));
+    }
+    report.files += 1;
+    report.bytes = report.bytes.saturating_add(length);
+    Ok(())
+}
+
+/// An index that is damaged leaves the rest of the store in use, so it is told apart.
+pub fn as_index_error(error: Error) -> Error {
+    match error {
+        Error::CorruptStore {
+            file,
+            what,
+            expected,
+            found,
+        } => Error::corrupt_index(file, format!("{what}: expected {expected}, found {found}")),
+        other => other,
+    }
+}
+
+/// Counts, and that every document has an id by which it is found.
+fn check_documents(generation: &Generation, manifest: &Manifest) -> Result<()> {
+    let file = generation.dir.path_of(&generation.current().manifest);
+    let (mut documents, mut unrouted) = (0u64, 0u64);
+    for segment in &generation.ids {
+        for docno in (segment.first()..segment.end()).filter(|d| generation.is_alive(*d)) {
+            documents += 1;
+            unrouted += u64::from(!generation.is_routed(docno)?);
+            if let Some(id) = segment.id(docno)?
+                && generation.lookup(&id)? != Some(docno)
+            {
+                return Err(Error::corrupt(
+                    &file,
+                    "ids",
+                    format!("one document with id {id}"),
+                    "two",
+                ));
+            }
+        }
+    }
+    let routed: u64 = generation.routes.iter().map(|s| s.rows()).sum();
+    let wrong = [
+        ("documents", manifest.documents, documents),
+        ("unrouted", manifest.unrouted, unrouted),
+    ];
+    for (what, expected, found) in wrong {
+        if expected != found {
+            return Err(Error::corrupt(&file, what, expected, found));
+        }
+    }
+    // A route without an id would belong to nobody: dead or alive, every docno has had one.
+    let ids: u64 = generation.ids.iter().map(|s| s.end() - s.first()).sum();
+    let covered = generation.routes.iter().all(|r| {
+        generation
+            .ids
+            .iter()
+            .any(|i| i.first() <= r.first() && r.end() <= i.end())
+            || r.rows() == 0
+    });
+    if routed > ids || !covered {
+        return Err(Error::corrupt(
+            &file,
+            "routes",
+            "docnos that have ids",
+            "others",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,376 @@
+//! A store through its life: created, added to, replaced, deleted from, reopened.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::*;
+use polyprag_core::{Document, DocumentId, Error, IdType, Kind, OnDuplicate, RouteRows, Store};
+
+#[test]
+fn what_was_committed_is_read_in_another_opening() {
+    for codec in ["f32", "f16", "q8", "code(3)"] {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("s.polyprag");
+        small(&path, codec);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.len().unwrap(), 5);
+        let all: Vec<_> = store.ids().unwrap().map(Result::unwrap).collect();
+        assert_eq!(all, ids(&["ada", "dan", "eve", "bob", "fay"]));
+        assert!(store.contains(&id("bob")).unwrap() && !store.contains(&id("cyd")).unwrap());
+
+        let documents = store.documents(&ids(&["bob", "eve"])).unwrap();
+        assert_eq!(documents[0], passage("bob", "bob moved to the lighthouse"));
+        assert_eq!(documents[1], passage("eve", "eve has no house"));
+
+        let hits = store.search("Who moved to the LIGHTHOUSE?", 3).unwrap();
+        assert_eq!((hits[0].id.clone(), hits[0].docno), (id("bob"), 5));
+        assert!(store.search("cyd", 10).unwrap().is_empty());
+        assert!(store.search("?!: \" AND", 10).unwrap().is_empty());
+
+        let w = store.routes(&ids(&["fay", "ada"]), Kind::Weights).unwrap();
+        assert_eq!(w.shape, [2, GROUPS, EXPERTS]);
+        for group in w.data.chunks(EXPERTS) {
+            assert!(
+                (group.iter().sum::<f32>() - 1.0).abs() < 1e-6 && group.iter().all(|x| *x >= 0.0)
+            );
+        }
+        let report = store.verify().unwrap();
+        assert_eq!(report.documents, 5);
+        assert_eq!(report.bytes, store.info().unwrap().total_bytes);
+    }
+}
+
+#[test]
+fn routes_come_back_as_they_went_in() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = small(&tmp.path().join("a"), "f32");
+    let z = store
+        .routes(&ids(&["bob", "ada", "bob"]), Kind::Logits)
+        .unwrap();
+    assert_eq!(
+        z.data,
+        [route(10, LOGITS), route(0, LOGITS), route(10, LOGITS)].concat()
+    );
+
+    let store = small(&tmp.path().join("b"), "code(3)");
+    let c = store.routes(&ids(&["ada", "fay"]), Kind::Code).unwrap();
+    assert_eq!(c.shape, [2, CODE]);
+    for (got, put) in c
+        .data
+        .iter()
+        .zip([route(0, CODE), route(11, CODE)].concat())
+    {
+        assert!((got - put).abs() < 3.0 / 127.0, "{got} {put}");
+    }
+}
+
+#[test]
+fn a_question_about_a_route_that_is_not_there_says_so() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = small(&tmp.path().join("s"), "q8");
+    let message = |r: polyprag_core::Result<polyprag_core::RouteArray>| r.unwrap_err().to_string();
+    assert!(matches!(
+        store.routes(&ids(&["eve"]), Kind::Weights),
+        Err(Error::Unrouted { .. })
+    ));
+    assert!(!store.is_routed(&id("eve")).unwrap() && store.is_routed(&id("bob")).unwrap());
+    assert!(message(store.routes(&ids(&["cyd"]), Kind::Weights)).contains("\"cyd\""));
+    assert!(matches!(
+        store.routes(&[7.into()], Kind::Weights),
+        Err(Error::UnknownId { .. })
+    ));
+    assert!(message(store.routes(&ids(&["ada"]), Kind::Code)).contains("q8"));
+    assert!(matches!(
+        store.combined_route(&[], None),
+        Err(Error::InvalidInput(_))
+    ));
+    assert!(matches!(
+        store.combined_route(&ids(&["ada"]), Some(&[f64::NAN])),
+        Err(Error::InvalidInput(_))
+    ));
+}
+
+#[test]
+fn duplicates_are_refused_replaced_or_skipped() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let store = small(&path, "f32");
+    let mut writer = store.writer().unwrap();
+    let again = || passage("ada", "ada again");
+    assert!(matches!(
+        add(&mut writer, again(), 1, OnDuplicate::Error),
+        Err(Error::DuplicateId { .. })
+    ));
+    assert_eq!(add(&mut writer, again(), 1, OnDuplicate::Skip).unwrap(), 0);
+    assert_eq!(
+        writer.commit().unwrap(),
+        2,
+        "nothing staged, no new generation"
+    );
+    let twice = [Document::new("new"), Document::new("new")];
+    for on in [OnDuplicate::Error, OnDuplicate::Replace] {
+        assert!(matches!(
+            writer.add(&twice, None, on),
+            Err(Error::DuplicateId { .. })
+        ));
+    }
+    assert_eq!(writer.add(&twice, None, OnDuplicate::Skip).unwrap(), 1);
+    // Replaced twice within one commit, and one that came and went.
+    for seed in [20, 21] {
+        assert_eq!(
+            add(&mut writer, again(), seed, OnDuplicate::Replace).unwrap(),
+            1
+        );
+    }
+    add(
+        &mut writer,
+        passage("gus", "short life"),
+        22,
+        OnDuplicate::Error,
+    )
+    .unwrap();
+    assert_eq!(writer.delete(&ids(&["gus", "gus"])).unwrap(), 1);
+    assert!(matches!(
+        writer.delete(&ids(&["gus"])),
+        Err(Error::UnknownId { .. })
+    ));
+    assert_eq!(writer.commit().unwrap(), 3);
+    assert!(store.refresh().unwrap() && !store.refresh().unwrap());
+    assert_eq!(store.len().unwrap(), 6);
+    assert_eq!(
+        store.routes(&ids(&["ada"]), Kind::Logits).unwrap().data,
+        route(21, LOGITS)
+    );
+    assert_eq!(store.search("ada", 9).unwrap().len(), 1);
+    assert_eq!(store.info().unwrap().unrouted, 2);
+    store.verify().unwrap();
+}
+
+#[test]
+fn a_call_is_staged_whole_or_not_at_all() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let mut writer = create(&path, spec("f16"));
+    let two = [Document::new("a"), Document::new("b")];
+    let shape = [2, GROUPS, EXPERTS];
+    let mut data = route(1, 2 * LOGITS);
+    for bad in [f32::NAN, f32::INFINITY, 70_000.0] {
+        data[LOGITS + 2] = bad;
+        let rows = RouteRows {
+            shape: &shape,
+            data: &data,
+        };
+        let message = writer
+            .add(&two, Some(rows), OnDuplicate::Error)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("\"b\""), "{message}");
+    }
+    data[LOGITS + 2] = 0.0;
+    let wrong = RouteRows {
+        shape: &[2, EXPERTS, GROUPS],
+        data: &data,
+    };
+    let message = writer
+        .add(&two, Some(wrong), OnDuplicate::Error)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("[2, 2, 4]") && message.contains("[2, 4, 2]"),
+        "{message}"
+    );
+    for bad in [
+        Document::new(""),
+        Document::new("x".repeat(513)),
+        Document::new(7),
+    ] {
+        let call = [Document::new("a"), bad];
+        assert!(matches!(
+            writer.add(&call, None, OnDuplicate::Error),
+            Err(Error::InvalidInput(_))
+        ));
+    }
+    let array = Document::new("m").with_metadata("[1]");
+    assert!(matches!(
+        writer.add(&[array], None, OnDuplicate::Error),
+        Err(Error::InvalidInput(_))
+    ));
+    let huge = Document::new("h").with_text("x".repeat((16 << 20) + 1));
+    assert!(
+        writer
+            .add(&[huge], None, OnDuplicate::Error)
+            .unwrap_err()
+            .to_string()
+            .contains("16777216")
+    );
+    writer.commit().unwrap();
+    assert_eq!(Store::open(&path).unwrap().len().unwrap(), 0);
+}
+
+#[test]
+fn integer_ids_and_nothing_kept() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let spec = polyprag_core::StoreSpec {
+        id_type: IdType::U64,
+        keep_title: false,
+        keep_text: false,
+        keep_metadata: false,
+        ..spec("q8")
+    };
+    let mut writer = create(&path, spec);
+    let numbers: Vec<DocumentId> = [9u64, 3, u64::MAX, 0].map(DocumentId::U64).to_vec();
+    let data = route(4, 4 * LOGITS);
+    let rows = RouteRows {
+        shape: &[4, GROUPS, EXPERTS],
+        data: &data,
+    };
+    assert_eq!(
+        writer
+            .add_arrays(&numbers, rows, OnDuplicate::Error)
+            .unwrap(),
+        4
+    );
+    let seen = Document::new(5).with_text("searchable, not kept \0\u{7}");
+    writer.add(&[seen], None, OnDuplicate::Error).unwrap();
+    writer.commit().unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!(
+        store.search("searchable", 1).unwrap()[0].id,
+        DocumentId::U64(5)
+    );
+    assert_eq!(store.documents(&[5.into()]).unwrap()[0], Document::new(5));
+    let z = store.routes(&numbers, Kind::Logits).unwrap();
+    assert!(
+        z.data
+            .iter()
+            .zip(&data)
+            .all(|(a, b)| (a - b).abs() < 3.0 / 127.0)
+    );
+    assert!(!store.contains(&4.into()).unwrap() && !store.contains(&id("5")).unwrap());
+    store.verify().unwrap();
+}
+
+#[test]
+fn scales_are_shared_until_a_route_outgrows_them() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let mut writer = create(&path, spec("q8"));
+    let mut put = |name: &str, size: f32| {
+        let data = vec![size; LOGITS];
+        let rows = RouteRows {
+            shape: &[1, GROUPS, EXPERTS],
+            data: &data,
+        };
+        writer
+            .add_arrays(&[id(name)], rows, OnDuplicate::Error)
+            .unwrap();
+        writer.commit().unwrap();
+        let info = Store::open(&path).unwrap().info().unwrap();
+        info.parts
+            .iter()
+            .find(|p| p.role == "scales")
+            .unwrap()
+            .files
+    };
+    assert_eq!(
+        [put("a", 2.0), put("b", -1.0), put("c", 50.0), put("d", 3.0)],
+        [1, 1, 2, 2]
+    );
+    let store = Store::open(&path).unwrap();
+    let z = store
+        .routes(&ids(&["a", "b", "c", "d"]), Kind::Logits)
+        .unwrap();
+    for (row, (put, bound)) in
+        z.data
+            .chunks(LOGITS)
+            .zip([(2.0, 0.008), (-1.0, 0.008), (50.0, 0.2), (3.0, 0.2)])
+    {
+        assert!(
+            row.iter().all(|x: &f32| (x - put).abs() <= bound),
+            "{row:?}"
+        );
+    }
+    store.verify().unwrap();
+}
+
+#[test]
+fn an_empty_store_is_a_store() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    assert_eq!(create(&path, spec("f32")).commit().unwrap(), 1);
+    let store = Store::open(&path).unwrap();
+    assert!(store.is_empty().unwrap() && store.search("x", 3).unwrap().is_empty());
+    let info = store.info().unwrap();
+    assert_eq!((info.documents, info.bytes_per_document), (0, 0.0));
+    // (6 + 5) numbers, 3 modules, rank 2, 4 bytes.
+    assert_eq!(info.lora_bytes_per_document, 264);
+    store.verify().unwrap();
+}
+
+#[test]
+fn experts_outlive_their_store() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let store = small(&path, "code(3)");
+    let views = store.experts().unwrap();
+    let (v, b) = store.decoder().unwrap().unwrap();
+    store.close();
+    assert!(store.is_closed());
+    assert!(matches!(store.experts(), Err(Error::StoreClosed { .. })));
+    assert!(matches!(store.refresh(), Err(Error::StoreClosed { .. })));
+    std::fs::remove_dir_all(&path).unwrap();
+    for (view, (name, shape, data)) in views.iter().zip(expert_data(&spec("f32"))) {
+        assert_eq!(
+            (&view.name, &view.shape, view.bytes()),
+            (&name, &shape, &data[..])
+        );
+    }
+    assert_eq!((v.shape, b.shape), (vec![LOGITS, CODE], vec![LOGITS]));
+}
+
+#[test]
+fn what_does_not_fit_the_spec_is_refused_at_creation() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let refused = |change: &dyn Fn(&mut polyprag_core::StoreSpec)| {
+        let mut s = spec("f32");
+        change(&mut s);
+        let data = expert_data(&spec("f32"));
+        let error = Store::create(&path, s, &tensors(&data), None).unwrap_err();
+        assert!(matches!(error, Error::InvalidInput(_)), "{error:?}");
+        error.to_string()
+    };
+    assert!(refused(&|s| s.experts = 0).contains("experts"));
+    assert!(refused(&|s| s.experts = 65_536).contains("65535"));
+    assert!(refused(&|s| s.rank = 3).contains("shape"));
+    assert!(refused(&|s| s.alpha = f64::NAN).contains("alpha"));
+    assert!(refused(&|s| s.top_k = Some(5)).contains("top_k"));
+    assert!(refused(&|s| s.modules[1].group = 7).contains("groups"));
+    assert!(refused(&|s| s.modules[1].name = s.modules[0].name.clone()).contains("twice"));
+    assert!(refused(&|s| s.modules.truncate(2)).contains("belongs to no module"));
+    assert!(refused(&|s| s.codec = "code(3)".parse().unwrap()).contains("decoder"));
+    let mut broken = expert_data(&spec("f32"));
+    broken[0].2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let error = Store::create(&path, spec("f32"), &tensors(&broken), None).unwrap_err();
+    assert!(error.to_string().contains("NaN"));
+    for codec in [
+        "code(64,int4)",
+        "sparse(4)",
+        "q4",
+        "code(0)",
+        "code(064)",
+        "",
+    ] {
+        let error = codec
+            .parse::<polyprag_core::CodecName>()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("f32, f16, q8, code(d)"), "{error}");
+    }
+    assert_eq!(
+        std::fs::read_dir(tmp.path()).unwrap().count(),
+        0,
+        "nothing is left behind"
+    );
+}
