@@ -106,7 +106,11 @@ impl RouteSegment {
             true => match find_scales(&its_scales) {
                 Some(scales) => Some(scales),
                 None => {
-                    return Err(frame.corrupt("scales", "scales that the manifest lists", "others"));
+                    return Err(frame.corrupt(
+                        "scales",
+                        "scales that the manifest lists",
+                        "others",
+                    ));
                 }
             },
         };
