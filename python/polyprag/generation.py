@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
+from polyprag.errors import InvalidInput
 from polyprag.layers import RoutedModel
 from polyprag.models import BaseModel
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How to decode. Greedy unless a temperature is given; a stop string ends a row and is cut off."""
+    """How to decode. Greedy unless a temperature above 0 is given; a stop string ends a row and is cut off."""
 
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
@@ -44,6 +45,12 @@ def generate(
         routes: [len(prompts), groups, K], the route of each prompt, used through ``routed``.
         prefix: a text that all prompts begin with; it is read by the model once.
     """
+    if routes is not None and routed is None:
+        raise InvalidInput("routes need the routed model that uses them")
+    if routes is not None and len(routes) != len(prompts):
+        raise InvalidInput(f"{len(routes)} routes for {len(prompts)} prompts: give one for each")
+    if routes is not None and prefix:
+        raise InvalidInput("a prefix is read once, without a route: prompts with routes cannot share one")
     tokenizer = base.tokenizer
     head = tokenizer(prefix, add_special_tokens=True).input_ids if prefix else []
     rows = [tokenizer(p, add_special_tokens=not prefix).input_ids for p in prompts]
@@ -87,16 +94,24 @@ def _generate_batch(
     mask = torch.tensor(
         [[1] * len(head) + [0] * (width - len(r)) + [1] * len(r) for r in rows], device=base.device
     )
-    options: dict[str, Any] = {"do_sample": False}
-    if settings.temperature is not None:
+    # A model's own generation settings (Qwen2.5: repetition_penalty 1.1) would punish answers that the prompt has.
+    options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    options["no_repeat_ngram_size"] = 0
+    if settings.temperature:
         torch.manual_seed(settings.seed + offset)
-        options = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        options |= {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": 0,
+        }
     if prefix_cache is not None:
         cache = copy.deepcopy(prefix_cache)
         cache.batch_repeat_interleave(len(rows))
         options[_cache_argument(base)] = cache
     stop = _StopAt(base, ids.shape[1], settings.stop)
-    output = base.model.generate(
+    model: Any = base.model
+    output = model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=settings.max_new_tokens,
@@ -114,7 +129,7 @@ def _cut(text: str, stop: tuple[str, ...]) -> str:
     return body[: min(ends)] if ends else body
 
 
-class _StopAt(StoppingCriteria):  # type: ignore[misc]
+class _StopAt(StoppingCriteria):
     """Ends a row once its continuation, past leading blanks, contains a stop string."""
 
     def __init__(self, base: BaseModel, prompt_length: int, stop: tuple[str, ...]) -> None:

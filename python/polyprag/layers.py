@@ -37,8 +37,9 @@ class ModuleShape:
 
 def linear_shape(layer: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear-like layer: nn.Linear, its quantised forms, and GPT-2's Conv1D; else None."""
-    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
-        return int(layer.in_features), int(layer.out_features)
+    sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+        return sizes[0], sizes[1]
     weight = getattr(layer, "weight", None)
     if hasattr(layer, "nf") and isinstance(weight, Tensor) and weight.ndim == 2:
         return weight.shape[0], weight.shape[1]
@@ -50,7 +51,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] = DEFAULT_TARGETS) -> 
 
     Every module is its own route group, in the order of the model.
     """
-    found = []
+    found: list[ModuleShape] = []
     for name, layer in model.named_modules():
         if any(name.rsplit(".", 1)[-1] == t or fnmatchcase(name, t) for t in targets):
             shape = linear_shape(layer)
@@ -100,16 +101,17 @@ class RoutedLinear(nn.Module):
         if route is None:
             return y
         K, r, _ = self.A.shape
-        w = _rows(route[:, self.shape.group], x.shape[0]).to(x.dtype) * self.scale
+        w = _rows(route[:, self.shape.group], x.shape[0]).to(x)
         w = w.view(w.shape[0], *(1,) * (x.ndim - 2), K, 1)
-        h = (x @ self.A.to(x.dtype).flatten(0, 1).T).unflatten(-1, (K, r))
+        h = x @ self.A.to(x.dtype).flatten(0, 1).T
+        h = h.view(*h.shape[:-1], K, r)
         if self.mixing == "exact":
-            h = h * w
+            h = h * (w * self.scale)
         else:
             # (sum w_k B_k)(sum w_k A_k) x: the cross terms of the published method.
-            inner = (h * w).sum(-2, keepdim=True) / self.scale
-            h = w * inner
-        return y + h.flatten(-2) @ self.B.to(x.dtype).flatten(1).T
+            h = (w * self.scale) * (h * w).sum(-2, keepdim=True)
+        delta: Tensor = h.flatten(-2) @ self.B.to(x.dtype).flatten(1).T
+        return y + delta
 
 
 def _rows(w: Tensor, rows: int) -> Tensor:
@@ -154,23 +156,26 @@ class RoutedModel:
             raise InvalidInput(f"experts and rank are at least 1, not {experts} and {rank}")
         if mixing not in ("exact", "factors"):
             raise InvalidInput(f"mixing is 'exact' or 'factors', not {mixing!r}")
-        shapes = _resolve(model, targets)
+        if not math.isfinite(alpha):
+            raise InvalidInput(f"alpha is a finite number, not {alpha}")
         if any(isinstance(m, RoutedLinear) for m in model.modules()):
             raise InvalidInput("the model has routed layers already: detach them first")
+        shapes = _resolve(model, targets)
         route: ContextVar[Tensor | None] = ContextVar("route", default=None)
         layers = {}
         for shape in shapes:
             base = model.get_submodule(shape.name)
-            device = next(base.parameters()).device
-            layer = RoutedLinear(base, shape, experts, rank, alpha, mixing, route, device)
-            _replace(model, shape.name, layer)
-            layers[shape.name] = layer
+            layers[shape.name] = RoutedLinear(base, shape, experts, rank, alpha, mixing, route, _device(base))
+        # All are made before the first is attached: what fails above leaves the model as it was.
+        for name, layer in layers.items():
+            _replace(model, name, layer)
         return cls(model, layers, route)
 
     def detach(self) -> None:
-        """Put the base layers back."""
+        """Put the base layers back. A second call does nothing."""
         for name, layer in self.layers.items():
-            _replace(self.model, name, layer.base)
+            if self.model.get_submodule(name) is layer:
+                _replace(self.model, name, layer.base)
 
     @property
     def modules(self) -> list[ModuleShape]:
@@ -187,8 +192,11 @@ class RoutedModel:
     @contextmanager
     def route(self, w: Tensor) -> Iterator[None]:
         """Calls of the model inside use the routes w [rows, groups, K]."""
-        if w.ndim != 3:
-            raise InvalidInput(f"a batch of routes is [rows, groups, K], not {tuple(w.shape)}")
+        K = next(iter(self.layers.values())).A.shape[0]
+        if w.ndim != 3 or w.shape[0] < 1 or w.shape[1:] != (self.groups, K):
+            raise InvalidInput(
+                f"a batch of routes is [rows, groups = {self.groups}, experts = {K}], not {tuple(w.shape)}"
+            )
         token = self._route.set(w)
         try:
             yield
@@ -228,6 +236,13 @@ def _resolve(model: nn.Module, targets: Sequence[str] | Sequence[ModuleShape]) -
                 f"the model has {found}"
             )
     return shapes
+
+
+def _device(layer: nn.Module) -> torch.device:
+    # Quantised layers may keep their weights as buffers only.
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -111,7 +111,7 @@ def load_base_model(
         try:
             options = {"local_files_only": local_only, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype, **options)
         except (OSError, ValueError) as error:
             hint = "it is not cached here" if local_only else "it is no folder here and could not be fetched"
             raise BaseModelMissing(
@@ -167,7 +167,11 @@ def _first_line(error: Exception) -> str:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_310(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256_310(file)
+        )
 
 
 def _sha256_310(file: Any) -> str:
@@ -222,16 +226,17 @@ def _dequantised(path: Path) -> Path:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Loading is no news: transformers' own bars and notes would break into ours."""
-    verbosity = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    logs: Any = hf_logging
+    verbosity = logs.get_verbosity()
+    bars = logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     try:
         yield
     finally:
-        hf_logging.set_verbosity(verbosity)
+        logs.set_verbosity(verbosity)
         if bars:
-            hf_logging.enable_progress_bar()
+            logs.enable_progress_bar()
 
 
 # Prompts. Plain text, so that any causal LM can be used; the same in training and when asking.
@@ -320,7 +325,9 @@ def check_fingerprint(
     actual = fingerprint(base)
     name = stored.get("name", "another model")
     remedy = f"give that model (--model), or encode the corpus again for {base.name}"
-    stored_structure = stored.get("structure", {})
+    stored_structure = stored.get("structure")
+    if not isinstance(stored_structure, Mapping):
+        raise BaseModelMismatch(f"the store does not say which base model it was made for ({name}); {remedy}")
     for key in actual["structure"]:
         if stored_structure.get(key) != actual["structure"][key]:
             raise BaseModelMismatch(
@@ -352,7 +359,7 @@ def probe_difference(stored: str, actual: str) -> float:
         b = np.frombuffer(base64.b64decode(actual, validate=True), dtype="<f4").astype(np.float64)
     except ValueError:
         return float("inf")
-    if a.shape != b.shape or not np.isfinite(a).all():
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12))
 

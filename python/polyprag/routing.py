@@ -127,8 +127,10 @@ def combination_weights(
     elif rule == "sum":
         a = np.ones(len(s))
     elif rule == "score":
-        if temperature <= 0:
-            raise InvalidInput(f"the temperature of rule 'score' is above 0, not {temperature}")
+        if not (temperature > 0 and np.isfinite(temperature)):
+            raise InvalidInput(f"the temperature of rule 'score' is a number above 0, not {temperature}")
+        if not np.isfinite(s).all():
+            raise InvalidInput(f"scores are finite numbers, not {s.tolist()}")
         top = max(float(s.max()), 1e-9)
         a = np.exp((s - s.max()) / (temperature * top))
         a /= a.sum()

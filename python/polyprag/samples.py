@@ -46,8 +46,9 @@ def build_samples(
     """The samples of all documents; ``document`` is the position in ``documents``.
 
     A document without pairs still gives its passage, so that its route is not left untrained.
+    Only one without any text gives nothing.
     """
-    samples = []
+    samples: list[Sample] = []
     for row, (document, augmentation) in enumerate(zip(documents, augmentations, strict=True)):
         passages = [passage_text(document.title, document.text or "")]
         if augmentation.rewrite:
@@ -62,7 +63,7 @@ def build_samples(
             samples.append(_sample(tokenizer, row, "", passages[0], settings))
         for pair in augmentation.pairs:
             samples.append(_sample(tokenizer, row, question_prompt(pair.question), pair.answer, settings))
-    return samples
+    return [s for s in samples if len(s.ids) > max(s.loss_from, 1)]
 
 
 def _truncate(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> str:

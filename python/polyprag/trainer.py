@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from polyprag.errors import CheckpointMismatch, InvalidInput
 from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape, RoutedModel
-from polyprag.models import BaseModel
+from polyprag.models import BaseModel, fingerprint
 from polyprag.routing import Phi, PhiKind, RouteCodes, RouteTable
 from polyprag.samples import Sample
 
@@ -61,6 +61,9 @@ class TrainSettings:
         for name in ("code_dim", "experts", "rank", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("expert_lr", "decoder_lr", "code_lr", "table_lr", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InvalidInput(f"{name} is a number of at least 0, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,11 @@ def train(
     """
     if not samples:
         raise InvalidInput("no samples to train on")
+    for sample in samples:
+        if not 0 <= sample.document < documents:
+            raise InvalidInput(f"a sample speaks of document {sample.document}, but there are {documents}")
+        if len(sample.ids) <= max(sample.loss_from, 1):
+            raise InvalidInput(f"a sample of document {sample.document} has no token to learn: {sample}")
     run = _Run(base, samples, documents, settings, frozen)
     try:
         if checkpoint is not None and checkpoint.exists():
@@ -124,14 +132,14 @@ def train(
             try:
                 with _interrupt_after():
                     done = run.advance()
+                progress(done)
+                if checkpoint is not None and time.monotonic() - saved > settings.checkpoint_seconds:
+                    run.save(checkpoint)
+                    saved = time.monotonic()
             except KeyboardInterrupt:
                 if checkpoint is not None:
                     run.save(checkpoint)
                 raise
-            progress(done)
-            if checkpoint is not None and time.monotonic() - saved > settings.checkpoint_seconds:
-                run.save(checkpoint)
-                saved = time.monotonic()
         if checkpoint is not None:
             run.save(checkpoint)
         return run.encoding()
@@ -153,6 +161,7 @@ class _Run:
         self.base = base
         self.samples = samples
         self.settings = settings
+        self.phi = Phi(settings.phi, settings.top_k)
         self.frozen = frozen
         self.key = _key(base, samples, documents, settings, frozen)
         self.batches_an_epoch = math.ceil(len(samples) / settings.batch_size)
@@ -169,9 +178,14 @@ class _Run:
                 targets=frozen.modules if frozen else settings.targets,
                 mixing=settings.mixing,
             )
-            self.routing = self._new_routing(documents).to(base.device)
-        self.phi = Phi(settings.phi, settings.top_k)
-        self.optimiser = torch.optim.AdamW(self._parameter_groups(), betas=(0.9, 0.999), weight_decay=0.0)
+            try:
+                self.routing = self._new_routing(documents).to(base.device)
+                self.optimiser = torch.optim.AdamW(
+                    self._parameter_groups(), betas=(0.9, 0.999), weight_decay=0.0
+                )
+            except BaseException:
+                self.routed.detach()
+                raise
         self._epoch_order: tuple[int, list[list[int]]] | None = None
 
     def _new_routing(self, documents: int) -> RouteTable | RouteCodes:
@@ -183,6 +197,7 @@ class _Run:
             routing = RouteTable(documents, groups, s.experts)
         if self.frozen is None:
             return routing
+        _check_frozen(self.frozen, s, groups)
         self.routed.load_experts({k: torch.from_numpy(np.array(v)) for k, v in self.frozen.experts.items()})
         with torch.no_grad():
             if self.frozen.decoder is not None and isinstance(routing, RouteCodes):
@@ -195,7 +210,10 @@ class _Run:
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         s = self.settings
-        rows = {"params": self.routing.document_parameters(), "lr": s.code_lr if s.routing == "code" else s.table_lr}
+        rows = {
+            "params": self.routing.document_parameters(),
+            "lr": s.code_lr if s.routing == "code" else s.table_lr,
+        }
         if self.frozen is not None:
             for parameter in [*self.routed.parameters(), *self.routing.shared_parameters()]:
                 parameter.requires_grad_(False)
@@ -218,7 +236,7 @@ class _Run:
             output = self.base.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
         loss: Tensor = output.loss
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InvalidInput(
@@ -241,7 +259,10 @@ class _Run:
     def _batch(self, step: int) -> list[int]:
         epoch, number = divmod(step, self.batches_an_epoch)
         if self._epoch_order is None or self._epoch_order[0] != epoch:
-            self._epoch_order = (epoch, _epoch(self.samples, self.settings.batch_size, self.settings.seed, epoch))
+            self._epoch_order = (
+                epoch,
+                _epoch(self.samples, self.settings.batch_size, self.settings.seed, epoch),
+            )
         return self._epoch_order[1][number]
 
     def encoding(self) -> Encoding:
@@ -284,7 +305,9 @@ class _Run:
         except (OSError, PermissionError):
             raise
         except Exception as error:
-            raise CheckpointMismatch(f"{path}: not a checkpoint ({error}); delete it to start anew") from error
+            raise CheckpointMismatch(
+                f"{path}: not a checkpoint ({error}); delete it to start anew"
+            ) from error
         if not isinstance(state, dict) or state.get("key") != self.key:
             raise CheckpointMismatch(
                 f"{path}: made by a run with other documents, samples, settings or base model; "
@@ -295,6 +318,27 @@ class _Run:
         self.routing.load_state_dict(state["routing"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], list(state["losses"])
+
+
+def _check_frozen(frozen: Encoding, settings: TrainSettings, groups: int) -> None:
+    """Routes can only be trained the way that the experts were."""
+    if (settings.routing == "code") != (frozen.decoder is not None):
+        raise InvalidInput(
+            f"routing is {settings.routing!r}, but the experts were trained with "
+            f"{'a table' if frozen.decoder is None else 'codes'}: use their settings"
+        )
+    row = (settings.code_dim,) if settings.routing == "code" else (groups, settings.experts)
+    found = frozen.routes.shape[1:]
+    if frozen.decoder is not None and frozen.decoder[0].shape != (
+        groups * settings.experts,
+        settings.code_dim,
+    ):
+        raise InvalidInput(
+            f"the decoder has {frozen.decoder[0].shape} numbers, but the settings ask for "
+            f"{(groups * settings.experts, settings.code_dim)}: use the settings of the experts"
+        )
+    if len(frozen.routes) and found != row:
+        raise InvalidInput(f"the routes of the experts have {found} numbers each, but {row} were expected")
 
 
 def _epoch(samples: Sequence[Sample], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -353,15 +397,24 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _key(
-    base: BaseModel, samples: Sequence[Sample], documents: int, settings: TrainSettings, frozen: Encoding | None
+    base: BaseModel,
+    samples: Sequence[Sample],
+    documents: int,
+    settings: TrainSettings,
+    frozen: Encoding | None,
 ) -> str:
     """Names a run by all that its result depends on."""
     digest = hashlib.blake2b(digest_size=16)
     recipe = asdict(replace(settings, checkpoint_seconds=0.0))
-    digest.update(json.dumps([base.name, str(base.model.dtype), documents, recipe], sort_keys=True).encode())
+    model = [fingerprint(base), str(base.model.dtype)]
+    digest.update(json.dumps([model, documents, recipe], sort_keys=True).encode())
     for sample in samples:
         digest.update(repr((sample.document, sample.ids, sample.loss_from)).encode())
     if frozen is not None:
-        for name in sorted(frozen.experts):
-            digest.update(np.ascontiguousarray(frozen.experts[name]).tobytes())
+        for array in (
+            *(frozen.experts[name] for name in sorted(frozen.experts)),
+            *(frozen.decoder or ()),
+            frozen.routes,
+        ):
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
