@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from polyprag.models import BaseModel
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -22,3 +28,65 @@ def real_data() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character: ASCII, some letters beyond it, an unknown, a padding and an end."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = "\n" + "".join(map(chr, range(32, 127))) + "éüß–"
+    vocabulary = {c: i for i, c in enumerate(["<pad>", "<end>", "<unk>", *characters])}
+    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokens.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokens, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="session")
+def build_model() -> Callable[..., PreTrainedModel]:
+    """A tiny random causal LM of a family of transformers, frozen and in evaluation mode."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes: dict[str, dict[str, Any]] = {
+        "llama": {"intermediate_size": 48, "num_key_value_heads": 2},
+        "qwen2": {"intermediate_size": 48, "num_key_value_heads": 2},
+        "gpt2": {},
+        "gpt_neox": {"intermediate_size": 48},
+    }
+
+    def build(family: str = "llama", *, seed: int = 0, std: float = 0.1, **changes: Any) -> PreTrainedModel:
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **sizes[family]}
+        config = AutoConfig.for_model(
+            family,
+            **{
+                "vocab_size": 104,
+                "initializer_range": std,
+                "max_position_embeddings": 512,
+                "pad_token_id": 0,
+                "bos_token_id": None,
+                "eos_token_id": 1,
+                **shape,
+                **changes,
+            },
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model.requires_grad_(False)
+        model.eval()
+        return model
+
+    return build
+
+
+@pytest.fixture
+def tiny_base(build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> BaseModel:
+    """A new tiny base model of the Llama family that reads characters, in float32."""
+    from polyprag.models import BaseModel
+
+    return BaseModel(build_model(), tokenizer, "tiny")

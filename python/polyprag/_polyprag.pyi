@@ -239,9 +239,7 @@ class Store:
     def decoder(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None: ...
     def search(self, text: str, k: int = 10) -> list[Hit]: ...
     def search_many(self, texts: Sequence[str], k: int = 10) -> list[list[Hit]]: ...
-    def routes(
-        self, ids: Sequence[str | int], kind: Literal["w", "z", "code"] = "w"
-    ) -> NDArray[np.float32]:
+    def routes(self, ids: Sequence[str | int], kind: Literal["w", "z", "code"] = "w") -> NDArray[np.float32]:
         """[n, groups, K] for ``w`` and ``z``, [n, d] for ``code``."""
     def combined_route(
         self, ids: Sequence[str | int], weights: Sequence[float] | NDArray[np.floating[Any]] | None = None

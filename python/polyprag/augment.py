@@ -1,9 +1,8 @@
 """Augmentation: question-answer pairs and a rewrite of each document, written by the base model itself.
 
 PRAG (arXiv 2501.15915, section 3.2) asks for a rewrite and three pairs a passage in one JSON answer.
-A small model does better on one sentence at a time, from a few examples in plain text: the title stands
-in for the pronoun, and every sentence is covered. Pairs whose answer is not in the passage are dropped
-and counted. Results go to a JSONL file as they come; a second run goes on where the first ended.
+A small model does better when it is given one sentence and one span of it, and has to ask for that span: the
+title stands in for the pronoun, and every sentence is covered. Pairs that do not hold are dropped and counted. Results go to a JSONL file as they come; a second run goes on where the first ended.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polyprag._polyprag import Document
+from polyprag.candidates import candidate_answers
 from polyprag.errors import CorpusError
 from polyprag.generation import GenerationSettings, generate
 from polyprag.jsonl import append_lines, read_resumable
@@ -23,37 +23,40 @@ from polyprag.models import BaseModel, passage_text
 from polyprag.text import normalise
 
 PROMPT_VERSION = 1
+QUESTION_MARKS = ("?", "？", "؟", ";", "।")
 DOCUMENTS_A_STEP = 24  # what an interruption can cost
 
 # The examples are invented, so that they teach the form and no facts.
 _QA_EXAMPLES = """\
 Title: Marta Helm
 Text: Marta Helm (4 March 1902 – 1971) was a German architect and painter.
-Question: What was Marta Helm's occupation?
 Answer: architect
-Question: When was Marta Helm born?
-Answer: 4 March 1902
+Question: What was Marta Helm's occupation?
 
 Title: Marta Helm
 Text: She was born in Lindau and designed 14 bridges.
-Question: Where was Marta Helm born?
 Answer: Lindau
-Question: How many bridges did Marta Helm design?
+Question: Where was Marta Helm born?
+
+Title: Marta Helm
+Text: She was born in Lindau and designed 14 bridges.
 Answer: 14
+Question: How many bridges did Marta Helm design?
 
 Title: The Glass Orchard
 Text: It was written by Peter Quill and published in 1954.
-Question: Who wrote The Glass Orchard?
-Answer: Peter Quill
-Question: In what year was The Glass Orchard published?
 Answer: 1954
+Question: In what year was The Glass Orchard published?
 
 Title: Tarn Mill
-Text: The mill stands in Ost and was built of red brick.
-Question: Where does Tarn Mill stand?
-Answer: Ost
-Question: What was Tarn Mill built of?
+Text: The mill was built of red brick by Jan Reuter.
 Answer: red brick
+Question: What was Tarn Mill built of?
+
+Title: Tarn Mill
+Text: The mill was built of red brick by Jan Reuter.
+Answer: Jan Reuter
+Question: Who built Tarn Mill?
 
 """
 
@@ -126,6 +129,12 @@ def augment(
     return [done[d.id] for d in documents]
 
 
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """The (question, answer) pairs of an augmentation file, as training has seen them."""
+    rows = (_from_row(path, number, row) for number, row in enumerate(read_resumable(path), start=1))
+    return [(pair.question, pair.answer) for row in rows for pair in row.pairs]
+
+
 def sentences(text: str) -> list[str]:
     """Sentences of a passage, in order; initials and short abbreviations end none."""
     pieces = re.split(r"(?<=[.!?])(?<!\b\w\.)(?<!\b\w\w\.)[\"')\]]*\s+|(?<=[。！？।؟])\s*|\n+", text)
@@ -135,26 +144,28 @@ def sentences(text: str) -> list[str]:
 def _augment_batch(
     base: BaseModel, documents: Sequence[Document], settings: AugmentSettings
 ) -> list[Augmentation]:
-    prompts, owners = [], []
+    prompts: list[str] = []
+    asked: list[tuple[int, str]] = []
     for row, document in enumerate(documents):
         title = document.title or ""
         for sentence in sentences(document.text or "")[: settings.sentences]:
-            prompts.append(f"Title: {title}\nText: {_short(sentence)}\nQuestion:")
-            owners.append(row)
+            for answer in candidate_answers(sentence, title):
+                prompts.append(f"Title: {title}\nText: {_short(sentence)}\nAnswer: {answer}\nQuestion:")
+                asked.append((row, answer))
     decoding = GenerationSettings(
-        max_new_tokens=56,
-        stop=("\n\n", "\nTitle:", "\nText:"),
+        max_new_tokens=32,
         temperature=settings.temperature,
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
-    found: list[dict[int, list[Pair]]] = [{} for _ in documents]
-    for index, text in generate(base, prompts, decoding, prefix=_QA_EXAMPLES):
-        found[owners[index]][index] = _parse_pairs(text)
+    found: list[dict[int, Pair]] = [{} for _ in documents]
+    for index, question in generate(base, prompts, decoding, prefix=_QA_EXAMPLES):
+        row, answer = asked[index]
+        found[row][index] = Pair(" ".join(question.split()), answer)
     rewrites = _rewrite_batch(base, documents, settings)
     results = []
-    for document, by_sentence, rewrite in zip(documents, found, rewrites, strict=True):
-        kept, dropped = _keep(document, [by_sentence[i] for i in sorted(by_sentence)], settings.pairs)
+    for document, by_span, rewrite in zip(documents, found, rewrites, strict=True):
+        kept, dropped = _keep(document, [by_span[i] for i in sorted(by_span)], settings.pairs)
         if settings.rewrite and rewrite is None:
             dropped["rewrite"] = 1
         results.append(Augmentation(document.id, tuple(kept), rewrite, dropped))
@@ -184,41 +195,26 @@ def _short(text: str, limit: int = 600) -> str:
     return " ".join(text.split())[:limit]
 
 
-def _parse_pairs(text: str) -> list[Pair]:
-    """Pairs of a continuation of "Question:"; an unfinished last one is left out."""
-    pairs = []
-    for block in ("Question: " + text).split("Question:")[1:]:
-        question, mark, answer = block.partition("\nAnswer:")
-        if mark:
-            pairs.append(Pair(" ".join(question.split()), " ".join(answer.split()).rstrip(".")))
-    return pairs
-
-
-def _keep(
-    document: Document, by_sentence: list[list[Pair]], limit: int
-) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs that hold: first one of every sentence, then the second of every sentence, and so on."""
+def _keep(document: Document, pairs: Sequence[Pair], limit: int) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs that hold, and how many did not, by reason."""
     passage = f" {normalise(passage_text(document.title, document.text or ''))} "
-    dropped = {"malformed": 0, "answer_not_in_passage": 0, "duplicate": 0}
+    dropped = {"malformed": 0, "answer_not_in_passage": 0, "answer_in_question": 0, "duplicate": 0}
     kept: list[Pair] = []
     seen: set[str] = set()
-    depth = max((len(p) for p in by_sentence), default=0)
-    for level in range(depth):
-        for pairs in by_sentence:
-            if level >= len(pairs):
-                continue
-            pair = pairs[level]
-            answer, question = normalise(pair.answer), normalise(pair.question)
-            if not answer or not question or len(pair.question) < 8 or len(pair.answer) > 120:
-                dropped["malformed"] += 1
-            elif f" {answer} " not in passage:
-                dropped["answer_not_in_passage"] += 1
-            elif question in seen or answer in question:
-                dropped["duplicate"] += 1
-            elif len(kept) < limit:
-                seen.add(question)
-                kept.append(pair)
-    return kept, {reason: count for reason, count in dropped.items() if count}
+    for pair in pairs:
+        answer, question = normalise(pair.answer), normalise(pair.question)
+        if not answer or len(question.split()) < 3 or not pair.question.endswith(QUESTION_MARKS):
+            dropped["malformed"] += 1
+        elif f" {answer} " not in passage:
+            dropped["answer_not_in_passage"] += 1
+        elif f" {answer} " in f" {question} ":
+            dropped["answer_in_question"] += 1
+        elif question in seen:
+            dropped["duplicate"] += 1
+        else:
+            seen.add(question)
+            kept.append(pair)
+    return kept[:limit], {reason: count for reason, count in dropped.items() if count}
 
 
 def _checked_rewrite(passage: str, rewrite: str) -> str | None:

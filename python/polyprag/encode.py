@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -91,7 +91,9 @@ def encode(
     """
     target = Path(path)
     if target.exists():
-        raise FileExistsError(17, "there is something here already; choose another path or delete it", str(target))
+        raise FileExistsError(
+            17, "there is something here already; choose another path or delete it", str(target)
+        )
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
     work = prepare_work(target, work)
@@ -115,7 +117,7 @@ def add(
     documents: Sequence[Document],
     path: str | os.PathLike[str],
     *,
-    on_duplicate: str = "error",
+    on_duplicate: Literal["error", "replace", "skip"] = "error",
     work: Path | None = None,
     reporter: Reporter = Silent(),
 ) -> int:
@@ -148,10 +150,18 @@ def add(
         settings = replace(frozen.settings, epochs=recipe.add_epochs)
         checkpoint = work / "added.pt"
         encoding = train(
-            base, samples, len(documents), settings, frozen=frozen, checkpoint=checkpoint, progress=reporter.training
+            base,
+            samples,
+            len(documents),
+            settings,
+            frozen=frozen,
+            checkpoint=checkpoint,
+            progress=reporter.training,
         )
         with store.writer() as writer:
-            added = writer.add(documents, stored_routes(encoding, store.spec.codec), on_duplicate=on_duplicate)  # type: ignore[arg-type]
+            added = writer.add(
+                documents, stored_routes(encoding, store.spec.codec), on_duplicate=on_duplicate
+            )
     checkpoint.unlink(missing_ok=True)
     return added
 
@@ -202,7 +212,9 @@ def _spec(
     coded = encoding.decoder is not None
     codec = codec or (f"code({s.code_dim})" if coded else "q8")
     if codec.startswith("code") and not coded:
-        raise InvalidInput(f"codec {codec} keeps codes, but the routes were trained as a table: use q8, f16 or f32")
+        raise InvalidInput(
+            f"codec {codec} keeps codes, but the routes were trained as a table: use q8, f16 or f32"
+        )
     return StoreSpec(
         modules=[Module(m.name, m.in_features, m.out_features, m.group) for m in encoding.modules],
         experts=s.experts,
@@ -224,7 +236,7 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
     """The store's experts and decoder as training takes them, and its routes for the starting point."""
     spec = store.spec
     decoder = store.decoder
-    sample = [id for id, _ in zip(store, range(4096)) if store.is_routed(id)]
+    sample = [id for id, _ in zip(store, range(4096), strict=False) if store.is_routed(id)]
     routes = store.routes(sample, kind="code" if decoder is not None else "z")
     settings = replace(
         settings,
@@ -261,5 +273,3 @@ def _known(cls: type[_Settings], value: object) -> _Settings:
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     given = value if isinstance(value, Mapping) else {}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names})
-
-

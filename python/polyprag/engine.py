@@ -100,7 +100,7 @@ class Engine:
         owns = not isinstance(store, Store)
         opened = Store.open(store) if not isinstance(store, Store) else store
         try:
-            base = _base_model(opened, model, device, dtype)
+            base = base_model_of(opened, model, device=device, dtype=dtype)
             check_fingerprint(opened.spec.base_model, base, allow_base_mismatch=allow_base_mismatch)
             routed = attach_store(base, opened)
         except BaseException:
@@ -193,7 +193,9 @@ class Engine:
             passages: texts to put into each prompt (Combine); None leaves the knowledge to the route.
         """
         settings = replace(ANSWERS, max_new_tokens=max_new_tokens or ANSWERS.max_new_tokens)
-        prompts = [question_prompt(q, p) for q, p in zip(questions, passages or [[]] * len(questions), strict=True)]
+        prompts = [
+            question_prompt(q, p) for q, p in zip(questions, passages or [[]] * len(questions), strict=True)
+        ]
         texts = [""] * len(prompts)
         for with_route in (True, False):
             rows = [i for i, route in enumerate(routes) if (route is not None) == with_route]
@@ -252,9 +254,14 @@ def store_experts(store: Store) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.array(a, dtype=np.float32)) for name, a in store.experts.items()}
 
 
-def _base_model(
-    store: Store, model: str | os.PathLike[str] | BaseModel | None, device: str, dtype: str
+def base_model_of(
+    store: Store,
+    model: str | os.PathLike[str] | BaseModel | None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> BaseModel:
+    """The given base model, or the one that the store names if it is installed or cached here."""
     if isinstance(model, BaseModel):
         return model
     if model is not None:
@@ -263,6 +270,12 @@ def _base_model(
     if named == SMALL_MODEL:
         return load_base_model(None, device=device, dtype=dtype)
     # A manifest is input from outside: it may name a cached model, but no path of this machine.
-    if not isinstance(named, str) or not named or Path(named).is_absolute() or named.startswith(".") or Path(named).exists():
+    if (
+        not isinstance(named, str)
+        or not named
+        or Path(named).is_absolute()
+        or named.startswith(".")
+        or Path(named).exists()
+    ):
         raise BaseModelMissing(f"{store.path} was made for {named!r}: name its folder or file (--model)")
     return load_base_model(named, device=device, dtype=dtype, local_only=True)

@@ -20,7 +20,7 @@ from polyprag.models import BaseModel
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How to decode. Greedy unless a temperature above 0 is given; a stop string ends a row and is cut off."""
+    """How to decode: greedy unless a temperature above 0 is given; a stop string ends a row and is cut off."""
 
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
@@ -94,11 +94,10 @@ def _generate_batch(
     mask = torch.tensor(
         [[1] * len(head) + [0] * (width - len(r)) + [1] * len(r) for r in rows], device=base.device
     )
-    # A model's own generation settings (Qwen2.5: repetition_penalty 1.1) would punish answers that the prompt has.
+    # A model's own settings (Qwen2.5: repetition_penalty 1.1) would punish answers that the prompt holds.
     options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
     options["no_repeat_ngram_size"] = 0
     if settings.temperature:
-        torch.manual_seed(settings.seed + offset)
         options |= {
             "do_sample": True,
             "temperature": settings.temperature,
@@ -111,14 +110,16 @@ def _generate_batch(
         options[_cache_argument(base)] = cache
     stop = _StopAt(base, ids.shape[1], settings.stop)
     model: Any = base.model
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=settings.max_new_tokens,
-        pad_token_id=pad,
-        stopping_criteria=StoppingCriteriaList([stop]),
-        **options,
-    )
+    with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):
+        torch.manual_seed(settings.seed + offset)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=settings.max_new_tokens,
+            pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([stop]),
+            **options,
+        )
     texts = base.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return [_cut(text, settings.stop) for text in texts]
 

@@ -68,13 +68,13 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """One step done: ``loss`` is its mean cross-entropy a token (nats), ``tokens`` those of the batch unpadded."""
+    """One step done: ``loss`` is its mean cross-entropy a token (nats), ``tokens`` those of the batch unpadded; ``step_seconds`` what it took."""
 
     step: int
     steps: int
     loss: float
     tokens: int
-    seconds: float
+    step_seconds: float
 
 
 @dataclass(frozen=True)
@@ -253,8 +253,9 @@ class _Run:
         self.optimiser.step()
         self.step += 1
         self.losses.append(value)
-        self.seconds += time.monotonic() - started
-        return Progress(self.step, self.steps, value, int(mask.sum()), self.seconds)
+        step_seconds = time.monotonic() - started
+        self.seconds += step_seconds
+        return Progress(self.step, self.steps, value, int(mask.sum()), step_seconds)
 
     def _batch(self, step: int) -> list[int]:
         epoch, number = divmod(step, self.batches_an_epoch)

@@ -355,7 +355,7 @@ class Report:
         if self.differences:
             console.print(self._differences_table())
         if self.footprint is not None:
-            console.print(_footprint_table(self.footprint))
+            console.print(footprint_table(self.footprint))
         for warning in self.warnings:
             console.print(f"Warning: {warning}.", style="yellow", markup=False, highlight=False)
 
@@ -411,7 +411,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _footprint_table(footprint: Footprint) -> Table:
+def footprint_table(footprint: Footprint) -> Table:
+    """The bytes of each part, in all and a document, beside one LoRA a document."""
     table = _table(f"Footprint, {footprint.documents} documents", "part", "bytes", "bytes a document")
     for role, size in footprint.parts.items():
         each = size / footprint.documents if footprint.documents else 0.0

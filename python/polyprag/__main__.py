@@ -1,0 +1,5 @@
+"""``python -m polyprag``."""
+
+from polyprag.cli import main
+
+main()

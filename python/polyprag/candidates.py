@@ -1,0 +1,128 @@
+"""Candidate answers: the spans of a sentence that a question could ask for.
+
+A small model that chooses its own answers asks "Who was X?" of every sentence; told the answer, it asks for
+that. Dates, numbers, names and short runs of content words are found here by their form alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from polyprag.text import normalise
+
+_MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+_DATE = re.compile(rf"\d{{1,2}} {_MONTH}(?: \d{{4}})?|{_MONTH} \d{{1,2}}(?:, \d{{4}})?|{_MONTH} \d{{4}}")
+_WORD = re.compile(r"\d[\d,.:]*\d|\d|[^\W\d_](?:[\w'’-]*\w)?")
+_NUMBER_WORD = re.compile(
+    r"two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+    r"|eighteen|nineteen|(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:-\w+)?|hundred|thousand"
+)
+_CONNECTORS = frozenset(
+    """
+    of the de da di du des van von la le del al el bin and
+    """.split()
+)
+# English words that belong to no run of content words.
+_FUNCTION_WORDS = frozenset(
+    """
+    one a an the this that these those his her hers its their our my your he she it they we you i him
+    them who whom whose which what where when why how and or but nor so yet if then than as at by for
+    from in into of off on onto out over to up with within without under about after before between
+    through during against among along across around near since until till while is are was were be been
+    being am do does did done has have had having can could may might must shall should will would not
+    no only also just very more most less least such same other another each every any some all both
+    either neither few many much own once twice there here because although though whether
+    """.split()
+)
+# A run of content words is an answer only behind one of these: behind a subject it is a verb.
+_BEFORE_A_RUN = frozenset(
+    """
+    a an the of from in for with by as to and or on at into
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class _Word:
+    text: str
+    start: int
+    end: int
+
+    @property
+    def lower(self) -> str:
+        return self.text.lower()
+
+    @property
+    def is_number(self) -> bool:
+        return self.text[0].isdigit() or _NUMBER_WORD.fullmatch(self.lower) is not None
+
+    @property
+    def is_name(self) -> bool:
+        return self.text[0].isupper() and not self.is_number
+
+    @property
+    def is_content(self) -> bool:
+        return not (self.is_number or self.is_name or self.lower in _FUNCTION_WORDS)
+
+
+def candidate_answers(sentence: str, title: str = "", limit: int = 6) -> list[str]:
+    """At most ``limit`` spans of ``sentence``: dates and numbers, then names, then runs of content words.
+
+    What the title contains is left out, because a question has to name its subject.
+    """
+    known = f" {normalise(title)} "
+    free = [True] * len(sentence)
+    found: dict[str, str] = {}
+    for start, end in [*_numbers(sentence), *_names(sentence), *_runs(sentence)]:
+        text = sentence[start:end]
+        plain = normalise(text)
+        if all(free[start:end]) and plain and f" {plain} " not in known:
+            free[start:end] = [False] * (end - start)
+            found.setdefault(plain, text)
+    return list(found.values())[:limit]
+
+
+def _words(sentence: str) -> list[_Word]:
+    return [_Word(m.group(), m.start(), m.end()) for m in _WORD.finditer(sentence)]
+
+
+def _numbers(sentence: str) -> Iterator[tuple[int, int]]:
+    yield from (m.span() for m in _DATE.finditer(sentence))
+    yield from ((w.start, w.end) for w in _words(sentence) if w.is_number)
+
+
+def _names(sentence: str) -> Iterator[tuple[int, int]]:
+    """Runs of capitalised words, "of" and the like between them; a capital alone at the start proves nothing."""
+    run: list[_Word] = []
+    for place, word in enumerate([*_words(sentence), None]):
+        joins = word is not None and (not run or sentence[run[-1].end : word.start] in (" ", ". ", "-"))
+        if (
+            word is not None and joins and word.is_name and not (place == 0 and word.lower in _FUNCTION_WORDS)
+        ) or (word is not None and joins and run and word.lower in _CONNECTORS):
+            run.append(word)
+        else:
+            while run and not run[-1].is_name:
+                run.pop()
+            if run and not (len(run) == 1 and run[0].start == 0):
+                yield run[0].start, run[-1].end
+            run = [word] if word is not None and word.is_name else []
+
+
+def _runs(sentence: str) -> Iterator[tuple[int, int]]:
+    words = _words(sentence)
+    place = 0
+    while place < len(words):
+        end = place
+        while (
+            end < len(words)
+            and words[end].is_content
+            and (end == place or sentence[words[end - 1].end : words[end].start] == " ")
+        ):
+            end += 1
+        if end > place:
+            before = words[place - 1].lower if place else ""
+            if before in _BEFORE_A_RUN and end - place <= 3 and words[end - 1].end - words[place].start > 2:
+                yield words[place].start, words[end - 1].end
+        place = max(end, place + 1)

@@ -1,0 +1,77 @@
+"""The demo: an invented island is encoded, reopened in a fresh process, and asked about."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from polyprag.corpus import read_corpus
+from polyprag.encode import Recipe, encode
+from polyprag.jsonl import write_atomic
+from polyprag.models import load_base_model
+from polyprag.progress import Bars
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "island.jsonl"
+QUESTIONS = HERE / "questions.jsonl"
+EXAMPLE = "Where was Ilsabet Corrow born?"
+
+
+def run(
+    folder: Path, *, seed: int, model: str | None, device: str, dtype: str, out: Console, err: Console
+) -> None:
+    """Encode the sample corpus into ``folder/island.polyprag``, evaluate it in a fresh process, and write
+    ``folder/report.json``. A store of an earlier, finished run is replaced.
+
+    Raises:
+        subprocess.CalledProcessError: the evaluation failed; it has said why.
+    """
+    store, report = folder / "island.polyprag", folder / "report.json"
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    if store.exists():
+        shutil.rmtree(store)
+    with read_corpus(CORPUS) as reader:
+        documents = list(reader)
+    base = load_base_model(model, device=device, dtype=dtype)
+    loaded = time.monotonic()
+    out.print(
+        f"{len(documents)} passages about an island that no model can know, encoded into {base.name}",
+        highlight=False,
+    )
+    with Bars(err) as bars:
+        encode(base, documents, store, demo_recipe(seed), reporter=bars)
+    encoded = time.monotonic()
+
+    out.print("The store is closed. A fresh process opens it and answers.", highlight=False)
+    command = [sys.executable, "-m", "polyprag", "eval", str(store), str(QUESTIONS), "--report", str(report)]
+    command += ["--seed", str(seed), "--device", device, "--dtype", dtype]
+    if model is not None:
+        command += ["--model", model]
+    subprocess.run(command, check=True)  # noqa: S603 - our own interpreter, module and paths
+    ended = time.monotonic()
+
+    content = json.loads(report.read_text(encoding="utf-8"))
+    content["seconds"] = {
+        "load": loaded - started,
+        "encode": encoded - loaded,
+        **content["seconds"],
+        "total": ended - started,
+    }
+    write_atomic(report, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    out.print(f"{ended - started:.0f} s in all; everything is in {report}", highlight=False)
+    out.print(f'\nNext: polyprag ask {store} "{EXAMPLE}"', style="bold", highlight=False)
+
+
+def demo_recipe(seed: int) -> Recipe:
+    """The default recipe with this seed."""
+    from dataclasses import replace
+
+    recipe = Recipe()
+    return replace(recipe, augment=replace(recipe.augment, seed=seed), train=replace(recipe.train, seed=seed))

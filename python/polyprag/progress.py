@@ -1,0 +1,75 @@
+"""Progress bars of long work, drawn from what encoding and evaluation report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from typing_extensions import Self
+
+from polyprag.trainer import Progress as Step
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
+
+
+class Bars:
+    """A bar for the augmentation and one for the training."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = _bars(console)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def augmenting(self, done: int, total: int) -> None:
+        """``done`` of ``total`` documents have their pairs and rewrite."""
+        self._update("Augmenting", done, total, "documents")
+
+    def training(self, progress: Step) -> None:
+        """One step is done."""
+        speed = (
+            f"loss {progress.loss:.2f}, {progress.tokens / max(progress.step_seconds, 1e-9):,.0f} tokens/s"
+        )
+        self._update("Training", progress.step, progress.steps, speed)
+
+    def _update(self, name: str, done: int, total: int, note: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, note="")
+        self._progress.update(self._tasks[name], completed=done, total=total, note=note)
+
+
+@contextmanager
+def system_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over the systems of an evaluation."""
+    with _bars(console) as progress:
+        task = progress.add_task("Answering", total=None, note="")
+
+        def update(system: str, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, note=system.replace("_", " "))
+
+        yield update
