@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ built in 1761 for grinding oats.
 class AugmentSettings:
     """What to write for each document. ``pairs`` is the most that are kept of one document."""
 
-    pairs: int = 10
+    pairs: int = 8
     rewrite: bool = True
     sentences: int = 8
     batch_size: int = 96
@@ -147,11 +148,9 @@ def _augment_batch(
     prompts: list[str] = []
     asked: list[tuple[int, str]] = []
     for row, document in enumerate(documents):
-        title = document.title or ""
-        for sentence in sentences(document.text or "")[: settings.sentences]:
-            for answer in candidate_answers(sentence, title):
-                prompts.append(f"Title: {title}\nText: {_short(sentence)}\nAnswer: {answer}\nQuestion:")
-                asked.append((row, answer))
+        for sentence, answer in _spans(document, settings):
+            prompts.append(f"Title: {document.title or ''}\nText: {sentence}\nAnswer: {answer}\nQuestion:")
+            asked.append((row, answer))
     decoding = GenerationSettings(
         max_new_tokens=32,
         temperature=settings.temperature,
@@ -170,6 +169,17 @@ def _augment_batch(
             dropped["rewrite"] = 1
         results.append(Augmentation(document.id, tuple(kept), rewrite, dropped))
     return results
+
+
+def _spans(document: Document, settings: AugmentSettings) -> list[tuple[str, str]]:
+    """(sentence, span to ask for): the best span of every sentence, then the second of every sentence, and so on."""
+    lines = sentences(document.text or "")[: settings.sentences]
+    by_sentence = [
+        [(_short(line), answer) for answer in candidate_answers(line, document.title or "")] for line in lines
+    ]
+    in_turn = (pair for level in zip_longest(*by_sentence) for pair in level if pair is not None)
+    # A quarter more than are kept, since some will not hold.
+    return list(islice(in_turn, settings.pairs * 5 // 4))
 
 
 def _rewrite_batch(

@@ -75,6 +75,7 @@ def encode(
     experts_dtype: str = "float16",
     keep_text: bool = True,
     work: Path | None = None,
+    augmentation: Path | None = None,
     reporter: Reporter = Silent(),
 ) -> list[Augmentation]:
     """Augment, train, and write a new store; returns what the augmentation wrote.
@@ -82,7 +83,9 @@ def encode(
     Args:
         codec: how the store keeps routes; None is ``code(d)`` for code routing and ``q8`` for a table.
         work: a folder for the augmentation and the checkpoint, from which an interrupted run goes on;
-            None is ``<path>.work``. The augmentation stays there, the checkpoint goes once the store is committed.
+            None is ``<path>.work``. The augmentation stays there, the checkpoint goes once the store is
+            committed.
+        augmentation: the augmentation's file, if it is to be elsewhere than in ``work``.
 
     Raises:
         FileExistsError: there is something at ``path`` already.
@@ -97,7 +100,7 @@ def encode(
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
     work = prepare_work(target, work)
-    augmentations = _augment(base, documents, recipe, work / AUGMENTATION, reporter)
+    augmentations = _augment(base, documents, recipe, augmentation or work / AUGMENTATION, reporter)
     samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
     checkpoint = work / CHECKPOINT
     encoding = train(
