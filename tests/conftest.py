@@ -30,8 +30,7 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character: ASCII, some letters beyond it, an unknown, a padding and an end."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -46,47 +45,55 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture(scope="session")
-def build_model() -> Callable[..., PreTrainedModel]:
+_SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "qwen2": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "gpt2": {},
+    "gpt_neox": {"intermediate_size": 48},
+}
+
+
+def make_model(family: str = "llama", *, seed: int = 0, std: float = 0.1, **changes: Any) -> PreTrainedModel:
     """A tiny random causal LM of a family of transformers, frozen and in evaluation mode."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes: dict[str, dict[str, Any]] = {
-        "llama": {"intermediate_size": 48, "num_key_value_heads": 2},
-        "qwen2": {"intermediate_size": 48, "num_key_value_heads": 2},
-        "gpt2": {},
-        "gpt_neox": {"intermediate_size": 48},
+    options = {
+        "vocab_size": 104,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "initializer_range": std,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        **_SIZES[family],
+        **changes,
     }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
+    model.requires_grad_(False)
+    model.eval()
+    return model
 
-    def build(family: str = "llama", *, seed: int = 0, std: float = 0.1, **changes: Any) -> PreTrainedModel:
-        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **sizes[family]}
-        config = AutoConfig.for_model(
-            family,
-            **{
-                "vocab_size": 104,
-                "initializer_range": std,
-                "max_position_embeddings": 512,
-                "pad_token_id": 0,
-                "bos_token_id": None,
-                "eos_token_id": 1,
-                **shape,
-                **changes,
-            },
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-        model.requires_grad_(False)
-        model.eval()
-        return model
 
-    return build
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """See :func:`make_tokenizer`."""
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def build_model() -> Callable[..., PreTrainedModel]:
+    """See :func:`make_model`."""
+    return make_model
 
 
 @pytest.fixture
-def tiny_base(build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> BaseModel:
+def tiny_base(tokenizer: PreTrainedTokenizerFast) -> BaseModel:
     """A new tiny base model of the Llama family that reads characters, in float32."""
     from polyprag.models import BaseModel
 
-    return BaseModel(build_model(), tokenizer, "tiny")
+    return BaseModel(make_model(), tokenizer, "tiny")

@@ -302,8 +302,12 @@ class _Run:
 
     def load(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location=self.base.device, weights_only=True)
-        except (OSError, PermissionError):
+            with path.open("rb") as file:
+                try:
+                    state = torch.load(file, map_location=self.base.device, weights_only=True)
+                except OSError as error:  # torch's word for some torn files
+                    raise ValueError(str(error)) from error
+        except OSError:
             raise
         except Exception as error:
             raise CheckpointMismatch(
