@@ -114,21 +114,21 @@ def stop_after(step: int) -> Callable[[Progress], None]:
     ids=lambda c: "-".join(map(str, c.values())) or "code",
 )
 def test_training_puts_each_document_into_its_own_route(learner: BaseModel, changes: dict[str, Any]) -> None:
-    tiny_base = learner
-    samples = facts(tiny_base)
+    learner = learner
+    samples = facts(learner)
     settings = replace(SMALL, epochs=50, batch_size=4, expert_lr=0.02, **changes)
-    before = trace(tiny_base.model)
+    before = trace(learner.model)
     steps: list[Progress] = []
-    encoding = train(tiny_base, samples, len(FACTS), settings, progress=steps.append)
-    assert trace(tiny_base.model) == before
+    encoding = train(learner, samples, len(FACTS), settings, progress=steps.append)
+    assert trace(learner.model) == before
 
     losses = np.array(encoding.losses)
     assert len(losses) == 100
     assert [(p.step, p.steps, p.loss) for p in steps] == [(i + 1, 100, x) for i, x in enumerate(losses)]
     assert losses[-8:].mean() < 0.3 * losses[:8].mean()
     for document, sample in ((0, samples[0]), (3, samples[7])):
-        own = loss_under(tiny_base, encoding, sample, document)
-        wrong = [loss_under(tiny_base, encoding, sample, d) for d in range(4) if d != document]
+        own = loss_under(learner, encoding, sample, document)
+        wrong = [loss_under(learner, encoding, sample, d) for d in range(4) if d != document]
         assert own < 1.0
         assert own + 0.5 < min(wrong)
 
@@ -433,14 +433,14 @@ def test_a_failed_save_keeps_the_last_checkpoint(
 def test_with_frozen_experts_only_routes_are_trained(
     learner: BaseModel, tmp_path: Path, routing: Any
 ) -> None:
-    tiny_base = learner
+    learner = learner
     settings = replace(SMALL, routing=routing, epochs=30, batch_size=4, expert_lr=0.02)
-    first = train(tiny_base, facts(tiny_base), 4, settings)
-    before = trace(tiny_base.model)
+    first = train(learner, facts(learner), 4, settings)
+    before = trace(learner.model)
     kept = {k: v.tobytes() for k, v in arrays(first).items()}
-    samples = facts(tiny_base, ["birch", "denim"])
-    second = train(tiny_base, samples, 2, settings, frozen=first)
-    assert trace(tiny_base.model) == before
+    samples = facts(learner, ["birch", "denim"])
+    second = train(learner, samples, 2, settings, frozen=first)
+    assert trace(learner.model) == before
     assert {k: v.tobytes() for k, v in arrays(first).items()} == kept
     assert len(second.routes) == 2
     for name in second.experts:
@@ -448,20 +448,20 @@ def test_with_frozen_experts_only_routes_are_trained(
     for name, array in zip("Vb", second.decoder or (), strict=False):
         assert array.tobytes() == kept[name]
     assert (second.decoder is None) == (routing == "table")
-    own = [loss_under(tiny_base, second, samples[2 * d], d) for d in (0, 1)]
-    wrong = [loss_under(tiny_base, second, samples[2 * d], 1 - d) for d in (0, 1)]
+    own = [loss_under(learner, second, samples[2 * d], d) for d in (0, 1)]
+    wrong = [loss_under(learner, second, samples[2 * d], 1 - d) for d in (0, 1)]
     assert own[0] + 0.3 < wrong[0]
     assert own[1] + 0.3 < wrong[1]
 
     checkpoint = tmp_path / "added.pt"
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_base, samples, 2, settings, frozen=first, checkpoint=checkpoint, progress=stop_after(3))
+        train(learner, samples, 2, settings, frozen=first, checkpoint=checkpoint, progress=stop_after(3))
     other = replace(first, routes=first.routes + 1)
     with pytest.raises(CheckpointMismatch):
-        train(tiny_base, samples, 2, settings, frozen=other, checkpoint=checkpoint)
+        train(learner, samples, 2, settings, frozen=other, checkpoint=checkpoint)
     with pytest.raises(CheckpointMismatch):
-        train(tiny_base, samples, 2, settings, checkpoint=checkpoint)
-    resumed = train(tiny_base, samples, 2, settings, frozen=first, checkpoint=checkpoint)
+        train(learner, samples, 2, settings, checkpoint=checkpoint)
+    resumed = train(learner, samples, 2, settings, frozen=first, checkpoint=checkpoint)
     assert same(resumed, second)
 
 
