@@ -1,11 +1,13 @@
 """The command line: ``polyprag encode | add | ask | eval | inspect | verify | demo``.
 
-torch and transformers are imported by the commands that need them, so that ``--help`` and ``inspect`` answer at once.
+torch and transformers are imported by the commands that need them, so that ``--help`` and ``inspect``
+answer at once.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +16,7 @@ import typer
 from rich.console import Console
 
 from polyprag._polyprag import Store, __version__
-from polyprag.errors import CorpusError, PolypragError
+from polyprag.errors import CorpusError, PolypragError, StoreError
 
 if TYPE_CHECKING:
     from polyprag._polyprag import Document
@@ -41,7 +43,8 @@ StorePath = Annotated[Path, typer.Argument(help="The store, a folder such as `wi
 CorpusPath = Annotated[
     Path,
     typer.Argument(
-        help="JSONL or TSV (`.gz` too) with `text` and, if there are, `id`, `title`, `metadata`; or unified rows."
+        help="JSONL or TSV (`.gz` too) with `text` and, if there are, `id`, `title`, `metadata`; "
+        "or unified rows."
     ),
 ]
 Model = Annotated[
@@ -103,7 +106,7 @@ def encode(
     ] = 32.0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.")] = None,
     pairs: Annotated[
-        int | None, typer.Option(help="At most so many question-answer pairs a document.")
+        int | None, typer.Option(help="At most so many question-answer pairs a document.", min=1)
     ] = None,
     codec: Annotated[
         str | None,
@@ -140,11 +143,11 @@ def encode(
     from polyprag.models import load_base_model
 
     base = load_base_model(model, device=device, dtype=dtype)
-    out.print(f"{len(documents)} documents, {base.name}, {base.device}", highlight=False)
+    _say(f"{len(documents)} documents, {base.name}, {base.device}")
     with Bars(err) as bars, _Resumable(f"polyprag encode {corpus} {store} ..."):
         run(base, documents, store, recipe, codec=codec, keep_text=keep_text, work=work, reporter=bars)
     _inspect(store, as_json=False)
-    out.print(f'\nNext: polyprag ask {store} "..."', highlight=False)
+    _say(f'\nNext: polyprag ask {store} "..."')
 
 
 @app.command()
@@ -174,7 +177,7 @@ def add(
         base = base_model_of(opened, model, device=device, dtype=dtype)
     with Bars(err) as bars, _Resumable(f"polyprag add {corpus} {store}"):
         added = run(base, documents, store, on_duplicate=on_duplicate, work=work, reporter=bars)
-    out.print(f"{added} documents added to {store}", highlight=False)
+    _say(f"{added} documents added to {store}")
 
 
 @app.command()
@@ -215,22 +218,13 @@ def ask(
             )
             continue
         if len(answers) > 1:
-            out.print(answer.question, style="dim", markup=False, highlight=False)
-        out.print(answer.text or "(no answer)", style="bold", markup=False, highlight=False)
+            _say(answer.question, "dim")
+        _say(answer.text or "(no answer)", "bold")
         for source in answer.documents:
             weight = f"weight {source.weight:.2f}" if source.weight else "no route"
-            out.print(
-                f"  {source.title or source.id}  (BM25 {source.score:.2f}, {weight})",
-                style="dim",
-                markup=False,
-                highlight=False,
-            )
+            _say(f"  {source.title or source.id}  (BM25 {source.score:.2f}, {weight})", "dim")
         if not answer.documents:
-            out.print(
-                "  no document matches the question: this is the base model's own answer",
-                style="yellow",
-                highlight=False,
-            )
+            _say("  no document matches the question: this is the base model's own answer", "yellow")
 
 
 @app.command(name="eval")
@@ -239,8 +233,8 @@ def evaluate(
     questions: Annotated[
         Path,
         typer.Argument(
-            help="JSONL or CSV with `question`, `answers` and `documents` (gold ids), `id` and `type` if there are; "
-            "or unified rows."
+            help="JSONL or CSV with `question`, `answers` and `documents` (gold ids), `id` and `type` "
+            "if there are; or unified rows."
         ),
     ],
     report: Annotated[
@@ -252,7 +246,7 @@ def evaluate(
     augmentation: Annotated[
         Path | None,
         typer.Option(
-            help="The training pairs, to count leaked questions. Default: `STORE.work/augmentation.jsonl`."
+            help="File of the training pairs, to count leaked questions. Default: those in `STORE.work`."
         ),
     ] = None,
     model: AskModel = None,
@@ -266,19 +260,16 @@ def evaluate(
     """
     asked = _questions(questions, unified)
     from polyprag.augment import read_pairs
-    from polyprag.encode import AUGMENTATION
+    from polyprag.encode import training_pairs
     from polyprag.engine import Engine
     from polyprag.evaluation.run import evaluate as run
     from polyprag.progress import system_bar
 
-    pairs_file = augmentation or store.with_name(store.name + ".work") / AUGMENTATION
-    if augmentation is None and not pairs_file.exists():
-        err.print(
-            f"{pairs_file}: not there, so leaked questions are not counted", style="yellow", highlight=False
-        )
-        pairs = []
-    else:
-        pairs = read_pairs(pairs_file)
+    if report is not None and not report.absolute().parent.is_dir():
+        raise FileNotFoundError(2, "there is no such folder for the report", str(report.absolute().parent))
+    if augmentation is not None and not augmentation.exists():
+        raise FileNotFoundError(2, "there is no such augmentation file", str(augmentation))
+    pairs = training_pairs(store) if augmentation is None else read_pairs(augmentation)
     with Engine.open(store, model, device=device, dtype=dtype) as engine, system_bar(err) as progress:
         result = run(engine, asked, training_pairs=pairs, seed=seed, progress=progress)
     result.print(out)
@@ -301,15 +292,17 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
 
     Example: `polyprag verify wiki.polyprag`
     """
-    with Store.open(store) as opened:
-        found = opened.verify()
+    try:
+        with Store.open(store) as opened:
+            found = opened.verify()
+    except StoreError as error:
+        if as_json:
+            _print_json({"ok": False, "error": str(error)})
+        raise
     if as_json:
         _print_json({"ok": True, "files": found.files, "bytes": found.bytes, "documents": found.documents})
     else:
-        out.print(
-            f"{store}: whole ({found.documents:,} documents, {found.files} files, {found.bytes:,} bytes)",
-            highlight=False,
-        )
+        _say(f"{store}: whole ({found.documents:,} documents, {found.files} files, {found.bytes:,} bytes)")
 
 
 @app.command()
@@ -320,7 +313,7 @@ def demo(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Encode the sample corpus about an invented island, and compare all systems on it; 10 minutes on 2 cores.
+    """Encode the sample corpus about an invented island and compare all systems on it; 10 minutes, 2 cores.
 
     Example: `polyprag demo`
     """
@@ -360,7 +353,7 @@ def _recipe(*, epochs: int | None, pairs: int | None, seed: int, **train: Any) -
     recipe = Recipe()
     if epochs is not None:
         train["epochs"] = epochs
-    augment = replace(recipe.augment, seed=seed, pairs=pairs or recipe.augment.pairs)
+    augment = replace(recipe.augment, seed=seed, pairs=recipe.augment.pairs if pairs is None else pairs)
     return replace(recipe, augment=augment, train=replace(recipe.train, seed=seed, **train))
 
 
@@ -389,18 +382,18 @@ def _inspect(store: Path, as_json: bool) -> None:
         return
     from polyprag.evaluation.report import Footprint, footprint_table
 
-    out.print(
-        f"{store}: generation {info.generation}, {info.documents:,} documents"
-        + (f" ({info.unrouted:,} without a route)" if info.unrouted else ""),
-        highlight=False,
-    )
-    out.print(
+    unrouted = f" ({info.unrouted:,} without a route)" if info.unrouted else ""
+    _say(f"{store}: generation {info.generation}, {info.documents:,} documents{unrouted}")
+    _say(
         f"{about['base_model']}; {spec.experts} experts of rank {spec.rank}, alpha {spec.alpha:g}, "
-        f"{spec.groups} route groups; routes as {spec.codec}",
-        highlight=False,
-        markup=False,
+        f"{spec.groups} route groups; routes as {spec.codec}"
     )
     out.print(footprint_table(Footprint.of(info)))
+
+
+def _say(text: str, style: str | None = None, console: Console = out) -> None:
+    """A line as it is: paths and answers hold brackets, and are copied from the terminal."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_json(value: Any) -> None:
@@ -418,24 +411,21 @@ class _Resumable:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is KeyboardInterrupt:
-            err.print(
-                f"\nStopped. What was done is kept; the same command goes on from there: {self.command}",
-                style="yellow",
-                highlight=False,
-                markup=False,
-            )
+            kept = "Stopped. What was done is kept; the same command goes on from there"
+            _say(f"\n{kept}: {self.command}", "yellow", err)
 
 
 def main() -> None:
     """Entry point: known failures become one line and exit code 1, Ctrl-C exit code 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except typer.Exit as leave:
         raise SystemExit(leave.exit_code) from None
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except subprocess.CalledProcessError as error:
+        # The child has said what was wrong.
+        raise SystemExit(error.returncode if error.returncode > 0 else 1) from None
     except PolypragError as error:
         _fail(str(error))
     except OSError as error:
@@ -448,6 +438,9 @@ def main() -> None:
             raise
         error.show()  # type: ignore[attr-defined]
         raise SystemExit(2) from None
+    if code:
+        # Some versions of typer return the code of an exit, or 130 for Ctrl-C, and raise nothing.
+        raise SystemExit(code)
 
 
 def _os_message(error: OSError) -> str:
@@ -456,7 +449,7 @@ def _os_message(error: OSError) -> str:
 
 
 def _fail(message: str) -> None:
-    err.print(f"Error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    _say(f"Error: {' '.join(message.split())}", "red", err)
     raise SystemExit(1)
 
 

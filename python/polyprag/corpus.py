@@ -13,6 +13,8 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import IO, Any, Literal, TypeAlias, cast
 
+from typing_extensions import Self
+
 from polyprag._polyprag import Document
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.jsonl import line_error, numbered_lines, open_binary, parse_object
@@ -127,7 +129,7 @@ class CorpusReader(Iterator[Document]):
         self._documents.close()
         self._stream.close()
 
-    def __enter__(self) -> CorpusReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

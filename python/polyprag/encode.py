@@ -11,15 +11,16 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from polyprag._polyprag import Combination, Document, Module, Store, StoreSpec
-from polyprag.augment import Augmentation, AugmentSettings, augment
+from polyprag.augment import Augmentation, AugmentSettings, augment, read_pairs
 from polyprag.engine import store_experts
-from polyprag.errors import CorpusError, InvalidInput
-from polyprag.layers import ModuleShape
+from polyprag.errors import CorpusError, DuplicateId, InvalidInput
+from polyprag.layers import ModuleShape, find_targets
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
 from polyprag.samples import SampleSettings, build_samples
 from polyprag.trainer import Encoding, Progress, TrainSettings, train
 
 AUGMENTATION = "augmentation.jsonl"
+ADDED = "added.jsonl"
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -90,6 +91,7 @@ def encode(
     Raises:
         FileExistsError: there is something at ``path`` already.
         CorpusError: no document.
+        DuplicateId, InvalidInput: two documents with one id; ids of two kinds, a codec for other routes.
         KeyboardInterrupt: on Ctrl-C; the same call goes on where it stopped.
     """
     target = Path(path)
@@ -99,6 +101,9 @@ def encode(
         )
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
+    _check_ids(documents, type(documents[0].id))
+    # Made before the hours of training, so that what it refuses is refused now.
+    spec = _spec(base, recipe, documents, codec, combination, keep_text)
     work = prepare_work(target, work)
     augmentations = _augment(base, documents, recipe, augmentation or work / AUGMENTATION, reporter)
     samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
@@ -106,7 +111,6 @@ def encode(
     encoding = train(
         base, samples, len(documents), recipe.train, checkpoint=checkpoint, progress=reporter.training
     )
-    spec = _spec(base, encoding, recipe, documents, codec, combination, keep_text)
     experts = {name: a.astype(experts_dtype) for name, a in encoding.experts.items()}
     decoder = encoding.decoder if spec.codec.startswith("code") else None
     with Store.create(target, spec, experts, decoder) as writer:
@@ -136,18 +140,22 @@ def add(
         raise CorpusError("the corpus is empty: there is nothing to add")
     with Store.open(path) as store:
         check_fingerprint(store.spec.base_model, base)
+        _check_ids(documents, int if store.spec.id_type == "u64" else str)
         recipe = Recipe.from_json(store.spec.recipe)
         if on_duplicate != "replace":
             fresh = [d for d in documents if d.id not in store]
             if on_duplicate == "error" and len(fresh) < len(documents):
-                # Before hours of training, not after; the writer finds and names them.
-                known = next(d for d in documents if d.id in store)
-                raise _duplicate(known)
+                # Before hours of training, not after.
+                known = next(d.id for d in documents if d.id in store)
+                raise DuplicateId(
+                    f"the store has a document with id {known!r} already: leave it out, "
+                    "or say on_duplicate='replace' or 'skip'"
+                )
             documents = fresh
         if not documents:
             return 0
         work = prepare_work(Path(path), work)
-        augmentations = _augment(base, documents, recipe, work / "added.jsonl", reporter)
+        augmentations = _augment(base, documents, recipe, work / ADDED, reporter)
         samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
         frozen = _frozen(store, recipe.train)
         settings = replace(frozen.settings, epochs=recipe.add_epochs)
@@ -169,15 +177,45 @@ def add(
     return added
 
 
+def work_folder(store: str | os.PathLike[str]) -> Path:
+    """Where the augmentation and the checkpoint of a store are, unless another folder was named."""
+    target = Path(os.path.abspath(store))  # so that "." has a name
+    return target.with_name(target.name + ".work")
+
+
+def training_pairs(store: str | os.PathLike[str]) -> list[tuple[str, str]] | None:
+    """The pairs that encoding and adding left in the work folder; None if the encoding's are not there."""
+    folder = work_folder(store)
+    if not (folder / AUGMENTATION).exists():
+        return None
+    return [pair for name in (AUGMENTATION, ADDED) for pair in read_pairs(folder / name)]
+
+
 def prepare_work(target: Path, work: Path | None) -> Path:
     """The work folder, made and found writable before hours are spent on what could not be kept."""
-    folder = work or target.with_name(target.name + ".work")
+    folder = work or work_folder(target)
     folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(13, "the work folder is not writable; name another (--work)", str(folder))
-    if target.parent.exists() and not os.access(target.parent, os.W_OK):
-        raise PermissionError(13, "the store cannot be written here", str(target.parent))
+    written = target if target.exists() else Path(os.path.abspath(target)).parent
+    written.mkdir(parents=True, exist_ok=True)
+    if not os.access(written, os.W_OK | os.X_OK):
+        raise PermissionError(13, "the store cannot be written here", str(written))
     return folder
+
+
+def _check_ids(documents: Sequence[Document], kind: type) -> None:
+    """Refuse ids that the store would refuse after the training."""
+    seen: set[str | int] = set()
+    for document in documents:
+        if not isinstance(document.id, kind):
+            raise InvalidInput(
+                f"the id {document.id!r} is {'a number' if kind is str else 'a string'}, but this store has "
+                f"{'strings' if kind is str else 'numbers'}: give all documents ids of one kind"
+            )
+        if document.id in seen:
+            raise DuplicateId(f"the id {document.id!r} appears twice among the documents: leave one out")
+        seen.add(document.id)
 
 
 def stored_routes(encoding: Encoding, codec: str) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -204,22 +242,24 @@ def _augment(
 
 def _spec(
     base: BaseModel,
-    encoding: Encoding,
     recipe: Recipe,
     documents: Sequence[Document],
     codec: str | None,
     combination: Combination | None,
     keep_text: bool,
 ) -> StoreSpec:
-    s = encoding.settings
-    coded = encoding.decoder is not None
-    codec = codec or (f"code({s.code_dim})" if coded else "q8")
-    if codec.startswith("code") and not coded:
-        raise InvalidInput(
-            f"codec {codec} keeps codes, but the routes were trained as a table: use q8, f16 or f32"
-        )
+    s = recipe.train
+    own_codec = f"code({s.code_dim})" if s.routing == "code" else "q8"
+    codec = codec or own_codec
+    if codec.startswith("code") and codec != own_codec:
+        made = f"codes of {s.code_dim} numbers" if s.routing == "code" else "a table"
+        fit = f"{own_codec}, q8, f16 or f32" if s.routing == "code" else "q8, f16 or f32"
+        raise InvalidInput(f"codec {codec}: the routes are trained as {made}; use {fit}")
     return StoreSpec(
-        modules=[Module(m.name, m.in_features, m.out_features, m.group) for m in encoding.modules],
+        modules=[
+            Module(m.name, m.in_features, m.out_features, m.group)
+            for m in find_targets(base.model, s.targets)
+        ],
         experts=s.experts,
         rank=s.rank,
         alpha=s.alpha,
@@ -258,14 +298,6 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
         decoder=decoder,
         routes=routes,
         settings=settings,
-    )
-
-
-def _duplicate(document: Document) -> Exception:
-    from polyprag.errors import DuplicateId
-
-    return DuplicateId(
-        f"the store has a document with id {document.id!r} already: leave it out, or say on_duplicate='replace' or 'skip'"
     )
 
 

@@ -169,7 +169,7 @@ class Engine:
     def combine(
         self, hits: Sequence[Hit], rule: CombinationRule, temperature: float
     ) -> tuple[NDArray[np.float32] | None, dict[str | int, float]]:
-        """The combined route [groups, K] of the hits that have one, and each one's weight; None if none has."""
+        """The combined route [groups, K] of the hits that have one, and each one's weight; else None."""
         usable = [hit for hit in hits if self.store.is_routed(hit.id)]
         if not usable:
             return None, {}
@@ -245,7 +245,11 @@ def attach_store(base: BaseModel, store: Store) -> RoutedModel:
         targets=shapes,
         mixing=cast(Mixing, spec.mixing),
     )
-    routed.load_experts(store_experts(store))
+    try:
+        routed.load_experts(store_experts(store))
+    except BaseException:
+        routed.detach()
+        raise
     return routed
 
 

@@ -7,11 +7,13 @@ The Rust core raises these very classes (``rust/python/src/errors.rs`` is the on
 
 from __future__ import annotations
 
+from typing_extensions import Self
+
 
 class PolypragError(Exception):
     """Abstract root: catch it to catch every failure that polyprag itself reports."""
 
-    def __new__(cls, *args: object) -> PolypragError:
+    def __new__(cls, *args: object) -> Self:
         if cls is PolypragError:
             raise TypeError("PolypragError is abstract: raise one of its subclasses")
         return super().__new__(cls, *args)

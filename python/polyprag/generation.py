@@ -20,7 +20,7 @@ from polyprag.models import BaseModel
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How to decode: greedy unless a temperature above 0 is given; a stop string ends a row and is cut off."""
+    """How to decode: greedy unless a temperature is given; a stop string ends a row and is cut off."""
 
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
@@ -138,7 +138,7 @@ class _StopAt(StoppingCriteria):
         self.prompt_length = prompt_length
         self.stop = stop
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ARG002 - as called
         texts = self.base.tokenizer.batch_decode(input_ids[:, self.prompt_length :], skip_special_tokens=True)
         done = [any(s in text.lstrip() for s in self.stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)

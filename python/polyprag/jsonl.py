@@ -42,7 +42,7 @@ def numbered_lines(
 ) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a UTF-8 stream, one line in memory at a time.
 
-    A byte order mark is accepted, as are ``\\r\\n`` ends and empty lines at the end of the file. Raises
+    A byte order mark is accepted, as are CRLF ends and empty lines at the end of the file. Raises
     CorpusError for an empty line before other lines, invalid UTF-8, a line longer than ``max_line_bytes``
     and damaged gzip data.
     """

@@ -105,7 +105,7 @@ class RoutedLinear(nn.Module):
         w = w.view(w.shape[0], *(1,) * (x.ndim - 2), K, 1)
         h = x @ self.A.to(x.dtype).flatten(0, 1).T
         h = h.view(*h.shape[:-1], K, r)
-        if self.mixing == "exact":
+        if self.mixing == "exact":  # noqa: SIM108 - as two formulas
             h = h * (w * self.scale)
         else:
             # (sum w_k B_k)(sum w_k A_k) x: the cross terms of the published method.

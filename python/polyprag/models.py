@@ -84,7 +84,7 @@ def load_base_model(
 
     Args:
         device: ``auto`` (CUDA if there is one), or what torch understands.
-        dtype: ``auto`` (bfloat16 where the device computes in it, else float32), ``bf16``, ``fp16``, ``fp32``.
+        dtype: ``bf16``, ``fp16``, ``fp32``, or ``auto``: bf16 where the device computes in it, else fp32.
         local_only: never download; for models that a store names.
 
     Raises:
@@ -115,7 +115,8 @@ def load_base_model(
         except (OSError, ValueError) as error:
             hint = "it is not cached here" if local_only else "it is no folder here and could not be fetched"
             raise BaseModelMissing(
-                f"base model {source!r}: {hint}; give a folder, a GGUF file or a model name. ({_first_line(error)})"
+                f"base model {source!r}: {hint}; give a folder, a GGUF file or a model name. "
+                f"({_first_line(error)})"
             ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -254,7 +255,10 @@ def question_prompt(question: str, passages: list[str] | None = None) -> str:
 
 
 def answer_text(generated: str) -> str:
-    """The answer in a continuation: its first line. Never cut at "." or ",": answers hold dates and initials."""
+    """The answer in a continuation: its first line.
+
+    Never cut at "." or ",": answers hold dates and initials.
+    """
     lines = generated.strip().splitlines()
     return lines[0].strip() if lines else ""
 
@@ -298,7 +302,7 @@ _PROBE_STRINGS = (
 
 
 def fingerprint(base: BaseModel) -> dict[str, Any]:
-    """What identifies a base model, as JSON: structure, token ids of fixed strings, 4,096 seeded weights as values.
+    """What identifies a base model, as JSON: structure, token ids of fixed strings, 4,096 seeded weights.
 
     The probe is kept as values and not as a hash, so that bf16, fp16 and dequantised forms of one
     model are still recognised as the same.
@@ -336,7 +340,8 @@ def check_fingerprint(
             )
     if stored.get("tokens") != actual["tokens"]:
         raise BaseModelMismatch(
-            f"the store was made for {name}, whose tokenizer splits text otherwise than that of {base.name}; {remedy}"
+            f"the store was made for {name}, whose tokenizer splits text otherwise than that of {base.name}; "
+            f"{remedy}"
         )
     difference = probe_difference(str(stored.get("probe", "")), str(actual["probe"]))
     if difference > PROBE_REFUSE and not allow_base_mismatch:
@@ -346,8 +351,8 @@ def check_fingerprint(
         )
     if difference > PROBE_WARN:
         warnings.warn(
-            f"the weights of {base.name} differ by {difference:.2%} from those that the store was made for ({name}); "
-            "answers may differ",
+            f"the weights of {base.name} differ by {difference:.2%} from those that the store was made for "
+            f"({name}); answers may differ",
             stacklevel=2,
         )
 

@@ -61,8 +61,10 @@ def build_samples(
             )
         if not augmentation.pairs:
             samples.append(_sample(tokenizer, row, "", passages[0], settings))
-        for pair in augmentation.pairs:
-            samples.append(_sample(tokenizer, row, question_prompt(pair.question), pair.answer, settings))
+        samples += [
+            _sample(tokenizer, row, question_prompt(pair.question), pair.answer, settings)
+            for pair in augmentation.pairs
+        ]
     return [s for s in samples if len(s.ids) > max(s.loss_from, 1)]
 
 

@@ -1,7 +1,8 @@
 """The encoder: experts and routes trained together, or routes alone for added documents.
 
 Poly-PRAG (arXiv 2511.17044) trains latent LoRA experts and per-document routing logits jointly, with the
-base model frozen. Two learning rates matter: routing has to move about a hundred times as fast as the experts.
+base model frozen. Two learning rates matter: routing has to move about a hundred times as fast as the
+experts.
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """One step done: ``loss`` is its mean cross-entropy a token (nats), ``tokens`` those of the batch unpadded; ``step_seconds`` what it took."""
+    """One step done.
+
+    ``loss``: its mean cross-entropy a token, in nats; ``tokens``: those of the batch, unpadded;
+    ``step_seconds``: what it took.
+    """
 
     step: int
     steps: int
@@ -81,7 +86,8 @@ class Progress:
 class Encoding:
     """What training made, as the store takes it.
 
-    experts: ``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], float32; decoder: V [G*K, d] and b [G*K];
+    experts: ``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], float32.
+    decoder: V [G*K, d] and b [G*K].
     routes: codes [n, d] where there is a decoder, else logits [n, G, K].
     """
 
@@ -240,8 +246,8 @@ class _Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InvalidInput(
-                f"the loss became {value} at step {self.step + 1}: lower expert_lr ({self.settings.expert_lr}) "
-                "or use dtype fp32"
+                f"the loss became {value} at step {self.step + 1}: "
+                f"lower expert_lr ({self.settings.expert_lr}) or use dtype fp32"
             )
         decay = 1.0 - self.step / self.steps
         trained = []

@@ -232,14 +232,15 @@ def _processor() -> str:
 class Report:
     """One evaluation. Made by :meth:`of`; ``differences`` holds (a, b, a minus b) under a name.
 
-    leaked: ids of the questions that training pairs give away; leaked_pairs: how many such pairs.
+    leaked: ids of the questions that training pairs give away, None where the pairs are not known;
+    leaked_pairs: how many such pairs.
     settings: JSON values only, and no secret: they are written out as they are.
     seconds: how long each stage took, or the whole.
     """
 
     systems: Mapping[str, SystemResult]
     differences: Mapping[str, tuple[str, str, Difference]]
-    leaked: frozenset[str]
+    leaked: frozenset[str] | None
     leaked_pairs: int
     footprint: Footprint | None
     settings: Mapping[str, Any]
@@ -252,7 +253,7 @@ class Report:
         cls,
         systems: Sequence[SystemResult],
         *,
-        leaked: Collection[str] = (),
+        leaked: Collection[str] | None = None,
         leaked_pairs: int = 0,
         footprint: Footprint | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -282,7 +283,7 @@ class Report:
         return cls(
             by_name,
             compared,
-            frozenset(leaked),
+            None if leaked is None else frozenset(leaked),
             leaked_pairs,
             footprint,
             dict(settings or {}),
@@ -303,6 +304,11 @@ class Report:
             found.append(
                 "own route is not above wrong route: these figures do not show that routes hold documents"
             )
+        if self.leaked is None and not self.systems.keys().isdisjoint(_ROUTED):
+            found.append(
+                "the training pairs are not known, so leaked questions (a training pair asks the same) "
+                "are not counted"
+            )
         if self.leaked:
             asked = len(next(iter(self.systems.values())).answers) if self.systems else 0
             found.append(
@@ -315,7 +321,7 @@ class Report:
         """The report as JSON values, every answer included."""
         return {
             "systems": {
-                name: {**system.to_json(), "f1_without_leaks": system.f1_without(self.leaked)}
+                name: {**system.to_json(), "f1_without_leaks": self._without_leaks(system)}
                 for name, system in self.systems.items()
             },
             "differences": {
@@ -332,9 +338,9 @@ class Report:
                 }
                 for name, (a, b, d) in self.differences.items()
             },
-            "leaked_questions": len(self.leaked),
-            "leaked_question_ids": sorted(self.leaked),
-            "leaked_training_pairs": self.leaked_pairs,
+            "leaked_questions": None if self.leaked is None else len(self.leaked),
+            "leaked_question_ids": None if self.leaked is None else sorted(self.leaked),
+            "leaked_training_pairs": None if self.leaked is None else self.leaked_pairs,
             "bytes_per_document": None if self.footprint is None else self.footprint.bytes_per_document,
             "footprint": None if self.footprint is None else self.footprint.to_json(),
             "seconds": dict(self.seconds) if isinstance(self.seconds, Mapping) else self.seconds,
@@ -343,6 +349,9 @@ class Report:
             "versions": dict(self.versions),
             "warnings": self.warnings,
         }
+
+    def _without_leaks(self, system: SystemResult) -> float | None:
+        return None if self.leaked is None else system.f1_without(self.leaked)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_json` to a file, the whole of it or nothing. Raises OSError."""
@@ -371,13 +380,14 @@ class Report:
             *(n for n in self.systems if n not in LABELS),
         ]:
             system = self.systems[name]
-            clean = system.f1_without(self.leaked)
+            clean = self._without_leaks(system)
+            unknown = "unknown" if self.leaked is None else "none left"
             table.add_row(
                 _plain(LABELS.get(name, name)),
                 f"{system.f1:.3f}",
                 f"{system.interval.low:.3f} to {system.interval.high:.3f}",
                 f"{system.em:.3f}",
-                "none left" if clean is None else f"{clean:.3f}",
+                unknown if clean is None else f"{clean:.3f}",
                 style="bold" if name == "own_route" else None,
             )
         return table

@@ -29,7 +29,7 @@ def evaluate(
     engine: Engine,
     questions: Sequence[Question],
     *,
-    training_pairs: Iterable[tuple[str, str]] = (),
+    training_pairs: Iterable[tuple[str, str]] | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[str, int, int], None] = lambda system, done, total: None,
@@ -38,11 +38,12 @@ def evaluate(
 
     Args:
         questions: with their gold documents, which have to be in the store.
-        training_pairs: (question, answer) that training has seen, to count the leaked questions.
+        training_pairs: (question, answer) that training has seen, to count the leaked questions; None is
+            not known, and the report says so.
         progress: called with (system, systems done, systems in all) before each system and at the end.
 
     Raises:
-        CorpusError: no question, or a question whose gold document is unknown to the store.
+        CorpusError: no question, or a question whose gold document is unknown to the store or has no route.
     """
     check_questions(engine, questions)
     k = engine.store.spec.combination.k
@@ -66,11 +67,11 @@ def evaluate(
         answers = [system.answer(questions) for system in draws]
         results.append(score_system(name, questions, *answers, seed=seed, seconds=time.monotonic() - begun))
     progress("", len(systems), len(systems))
-    leaks = leaked(questions, training_pairs)
+    leaks = None if training_pairs is None else leaked(questions, training_pairs)
     return Report.of(
         results,
-        leaked=leaks.questions,
-        leaked_pairs=len(leaks.pairs),
+        leaked=None if leaks is None else leaks.questions,
+        leaked_pairs=0 if leaks is None else len(leaks.pairs),
         footprint=Footprint.of(engine.store.info()),
         settings={
             "base_model": engine.base.name,
@@ -89,7 +90,7 @@ def evaluate(
 
 
 def check_questions(engine: Engine, questions: Sequence[Question]) -> None:
-    """Raise CorpusError unless there are questions and the store knows all their gold documents."""
+    """Raise CorpusError unless there are questions and the store has a route for all their gold documents."""
     if not questions:
         raise CorpusError("there is no question to ask")
     for question in questions:
@@ -103,4 +104,9 @@ def check_questions(engine: Engine, questions: Sequence[Question]) -> None:
                 raise CorpusError(
                     f"question {question.id!r}: its document {id!r} is not in {engine.store.path}; "
                     "is this the store of that corpus?"
+                )
+            if not engine.store.is_routed(id):
+                raise CorpusError(
+                    f"question {question.id!r}: its document {id!r} has no route; "
+                    "encode it with `polyprag add --on-duplicate replace`"
                 )

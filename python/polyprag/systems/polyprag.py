@@ -1,4 +1,4 @@
-"""polyprag itself and its controls: the route of retrieved documents, of given ones, or of none in particular."""
+"""polyprag itself and its controls: the route of retrieved documents, of given ones, or of none."""
 
 from __future__ import annotations
 
