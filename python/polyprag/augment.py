@@ -111,11 +111,12 @@ def augment(
     """Augment every document, in their order.
 
     Args:
-        path: a JSONL file to append to and to resume from; None keeps nothing on disk.
+        path: a JSONL file to append to and to resume from; None keeps nothing on disk. Lines that were made
+            from other settings, another model or another form of a document are left there and made anew.
         progress: called with the number of documents that each step finished.
 
     Raises:
-        CorpusError: ``path`` was written for other settings, another model or other documents.
+        CorpusError: ``path`` is no augmentation file.
     """
     keys = {d.id: _key(base, d, settings) for d in documents}
     done = _resume(path, keys) if path is not None else {}
@@ -229,6 +230,7 @@ def _keep(document: Document, pairs: Sequence[Pair], limit: int) -> tuple[list[P
 
 def _checked_rewrite(passage: str, rewrite: str) -> str | None:
     """A rewrite that keeps the passage's numbers and names, and adds none; else None."""
+    passage = passage.strip()
     if not 0.4 * len(passage) <= len(rewrite) <= 1.6 * len(passage) or rewrite.strip() == passage.strip():
         return None
     facts = set(re.findall(r"\d[\d,.]*\d|\d|\b[A-Z]\w+", rewrite))
@@ -262,8 +264,10 @@ def _resume(path: Path, keys: dict[str | int, str]) -> dict[str | int, Augmentat
 def _from_row(path: Path, number: int, row: dict[str, Any]) -> Augmentation:
     try:
         pairs = tuple(Pair(str(p["question"]), str(p["answer"])) for p in row["pairs"])
+        if not isinstance(row["id"], str | int) or not isinstance(row.get("rewrite"), str | None):
+            raise TypeError("id or rewrite")
         return Augmentation(row["id"], pairs, row.get("rewrite"), dict(row.get("dropped", {})))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CorpusError(
             f"{path}, line {number}: not a line of an augmentation file ({error!r}); "
             "delete the file to augment anew"
