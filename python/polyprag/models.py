@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -93,17 +93,22 @@ def load_base_model(
     target = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, target)
     given = small_model_path() if name is None else name
-    label = SMALL_MODEL if name is None else _label(given)
-    path = Path(given)
-    with _quiet_transformers():
+    path = Path(given).expanduser()
+    label = SMALL_MODEL if name is None else _label(path if path.exists() else given)
+    with _quiet_transformers(), _offline(local_only or path.exists()):
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise BaseModelMissing(f"{path}: no such GGUF file")
             if label != SMALL_MODEL and _sha256(path) == SMALL_MODEL_SHA256:
                 label = SMALL_MODEL
-            source = str(_dequantised(path))
+            try:
+                source = str(_dequantised(path))
+            except (ValueError, LookupError, EOFError) as error:
+                raise BaseModelMissing(
+                    f"{path}: no causal language model can be read from this GGUF file ({_first_line(error)})"
+                ) from error
         else:
-            source = str(given)
+            source = str(path) if path.exists() else str(given)
         # A path is a path: never ask a hub for a folder that is not there.
         looks_like_path = path.is_absolute() or source.startswith(("./", "../", "~"))
         if looks_like_path and not path.exists():
@@ -111,11 +116,22 @@ def load_base_model(
         try:
             options = {"local_files_only": local_only, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype, **options)
-        except (OSError, ValueError) as error:
-            hint = "it is not cached here" if local_only else "it is no folder here and could not be fetched"
+            model: Any
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch_dtype, output_loading_info=True, **options
+            )
+            # transformers would fill the gaps with random numbers.
+            if missing := sorted(loaded["missing_keys"]):
+                raise ValueError(f"it lacks {len(missing)} weights, among them {missing[0]}")
+        except (OSError, ValueError, SafetensorError) as error:
+            if path.exists():
+                hint = "no causal language model can be read from it"
+            elif local_only:
+                hint = "it is not cached here"
+            else:
+                hint = "it is no folder here and could not be fetched"
             raise BaseModelMissing(
-                f"base model {source!r}: {hint}; give a folder, a GGUF file or a model name. "
+                f"base model {source!r}: {hint}; give a folder, a GGUF file or a model name (--model). "
                 f"({_first_line(error)})"
             ) from error
     if tokenizer.pad_token_id is None:
@@ -238,6 +254,19 @@ def _quiet_transformers() -> Iterator[None]:
         logs.set_verbosity(verbosity)
         if bars:
             logs.enable_progress_bar()
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """No word to a hub: huggingface_hub has questions of its own, which ``local_files_only`` allows."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 # Prompts. Plain text, so that any causal LM can be used; the same in training and when asking.
@@ -411,12 +440,3 @@ def _probe(model: PreTrainedModel) -> np.ndarray[Any, np.dtype[np.float32]]:
         at = torch.from_numpy((where[rows] * flat.numel()).astype(np.int64)).to(flat.device)
         values[rows] = flat[at].float().cpu().numpy()
     return values
-
-
-def cached_config(name: str) -> bool:
-    """Whether a model of this name can be loaded without a download."""
-    try:
-        AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError):
-        return False
-    return True
