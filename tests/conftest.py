@@ -97,3 +97,55 @@ def tiny_base(tokenizer: PreTrainedTokenizerFast) -> BaseModel:
     from polyprag.models import BaseModel
 
     return BaseModel(make_model(), tokenizer, "tiny")
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    build_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny base model as a folder, as ``--model`` takes it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_store(
+    build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """Writes a store for the tiny base model whose random experts make every route answer otherwise."""
+    import numpy as np
+
+    from polyprag import Document, Module, Store, StoreSpec
+    from polyprag.layers import find_targets
+    from polyprag.models import BaseModel, fingerprint
+
+    def make(path: Path, documents: list[Document], *, unrouted: int = 0, **changes: Any) -> Path:
+        base = BaseModel(build_model(), tokenizer, "tiny")
+        shapes = find_targets(base.model)
+        settings: dict[str, Any] = {
+            "modules": [Module(m.name, m.in_features, m.out_features, m.group) for m in shapes],
+            "experts": 4,
+            "rank": 2,
+            "alpha": 16.0,
+            "codec": "f32",
+            "base_model": fingerprint(base),
+            "id_type": "u64" if isinstance(documents[0].id, int) else "string",
+            **changes,
+        }
+        rng = np.random.default_rng(0)
+        experts = {}
+        for m in shapes:
+            experts[f"{m.name}.A"] = rng.normal(0, 0.3, (4, 2, m.in_features)).astype(np.float32)
+            experts[f"{m.name}.B"] = rng.normal(0, 0.3, (m.out_features, 4, 2)).astype(np.float32)
+        routed = documents[: len(documents) - unrouted]
+        with Store.create(path, StoreSpec(**settings), experts) as writer:
+            writer.add(routed, rng.normal(0, 4, (len(routed), len(shapes), 4)).astype(np.float32))
+            if unrouted:
+                writer.add(documents[len(routed) :])
+        return path
+
+    return make

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from machine import Mount
 
 from polyprag import Combination, Document, Module, Store, StoreSpec, Writer, errors
 
@@ -799,28 +800,6 @@ def test_no_permission(store: Store, path: Path) -> None:
     assert "PermissionError" in run_python(AS_NOBODY, str(path))
     path.chmod(0o700)
     assert run_python(AS_NOBODY, str(path)).startswith(f"PermissionError {errno.EACCES} {path}")
-
-
-class Mount:
-    """A mount for the length of a test; skips where the machine does not allow one."""
-
-    def __init__(self, *arguments: str, at: Path) -> None:
-        self.arguments = arguments
-        self.at = at
-
-    def __enter__(self) -> Path:
-        try:
-            done = subprocess.run(
-                ["mount", *self.arguments, str(self.at)], capture_output=True, text=True, check=False
-            )
-        except OSError as error:
-            pytest.skip(f"no mount command: {error}")
-        if done.returncode:
-            pytest.skip(f"this machine allows no mount: {done.stderr.strip()}")
-        return self.at
-
-    def __exit__(self, *_: object) -> None:
-        subprocess.run(["umount", "-l", str(self.at)], check=False, capture_output=True)
 
 
 def test_read_only_mount(store: Store, path: Path, tmp_path: Path) -> None:

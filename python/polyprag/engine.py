@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from polyprag._polyprag import Hit, Store
-from polyprag.errors import BaseModelMissing, InvalidInput
+from polyprag.errors import BaseModelMissing, InvalidInput, StoreClosed
 from polyprag.generation import GenerationSettings, generate
 from polyprag.layers import Mixing, ModuleShape, RoutedModel
 from polyprag.models import (
@@ -77,6 +77,7 @@ class Engine:
         self.base = base
         self.routed = routed
         self._owns_store = owns_store
+        self._closed = False
 
     @classmethod
     def open(
@@ -191,7 +192,12 @@ class Engine:
         Args:
             routes: [groups, K] each.
             passages: texts to put into each prompt (Combine); None leaves the knowledge to the route.
+
+        Raises:
+            StoreClosed: the engine was closed; without its experts the model would answer by itself.
         """
+        if self._closed:
+            raise StoreClosed("the engine was closed; open another one")
         settings = replace(ANSWERS, max_new_tokens=max_new_tokens or ANSWERS.max_new_tokens)
         prompts = [
             question_prompt(q, p) for q, p in zip(questions, passages or [[]] * len(questions), strict=True)
@@ -209,6 +215,7 @@ class Engine:
 
     def close(self) -> None:
         """Detach the experts, and close the store if the engine opened it."""
+        self._closed = True
         self.routed.detach()
         if self._owns_store:
             self.store.close()
