@@ -27,7 +27,9 @@ ROWS = DATA / "popqa" / "popqa_1000_unified.jsonl"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=1, help="training seeds: 0 to N-1")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -65,7 +67,13 @@ def run(seed: int, questions: int, work: Path, model: str | None) -> dict[str, A
     write_jsonl(
         asked,
         (
-            {"id": q.id, "type": q.type, "question": q.question, "answers": list(q.answers), "documents": list(q.documents)}
+            {
+                "id": q.id,
+                "type": q.type,
+                "question": q.question,
+                "answers": list(q.answers),
+                "documents": list(q.documents),
+            }
             for q in sample.questions
         ),
     )
@@ -96,7 +104,8 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     names = list(runs[0]["systems"])
     mean: dict[str, Any] = {
         "systems": {
-            name: {key: fmean(r["systems"][name][key] for r in runs) for key in ("f1", "em")} for name in names
+            name: {key: fmean(r["systems"][name][key] for r in runs) for key in ("f1", "em")}
+            for name in names
         },
         "own_minus_wrong": fmean(r["differences"]["own_minus_wrong"]["mean"] for r in runs),
         "leaked_questions": runs[0]["leaked_questions"],

@@ -2,21 +2,22 @@
 
 PRAG (arXiv 2501.15915, section 3.2) asks for a rewrite and three pairs a passage in one JSON answer.
 A small model does better when it is given one sentence and one span of it, and has to ask for that span: the
-title stands in for the pronoun, and every sentence is covered. Pairs that do not hold are dropped and counted. Results go to a JSONL file as they come; a second run goes on where the first ended.
+title stands in for the pronoun, and every sentence is covered. Pairs that do not hold are dropped and counted.
+Results go to a JSONL file as they come; a second run goes on where the first ended.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from polyprag._polyprag import Document
-from polyprag.candidates import candidate_answers
+from polyprag.candidates import candidate_answers, opener, with_subject
 from polyprag.errors import CorpusError
 from polyprag.generation import GenerationSettings, generate
 from polyprag.jsonl import append_lines, read_resumable
@@ -25,39 +26,25 @@ from polyprag.text import normalise
 
 PROMPT_VERSION = 1
 QUESTION_MARKS = ("?", "？", "؟", ";", "।")
-DOCUMENTS_A_STEP = 24  # what an interruption can cost
+DOCUMENTS_A_STEP = 72  # large batches are quick; what an interruption can cost
 
-# The examples are invented, so that they teach the form and no facts.
+# The examples are invented, so that they teach the form and no facts. Few and short: every row of a batch reads them at every step.
 _QA_EXAMPLES = """\
-Title: Marta Helm
-Text: Marta Helm (4 March 1902 – 1971) was a German architect and painter.
+Text: Marta Helm was a German architect and painter.
 Answer: architect
 Question: What was Marta Helm's occupation?
 
-Title: Marta Helm
-Text: She was born in Lindau and designed 14 bridges.
+Text: Marta Helm was born in Lindau and designed 14 bridges.
 Answer: Lindau
 Question: Where was Marta Helm born?
 
-Title: Marta Helm
-Text: She was born in Lindau and designed 14 bridges.
-Answer: 14
-Question: How many bridges did Marta Helm design?
-
-Title: The Glass Orchard
-Text: It was written by Peter Quill and published in 1954.
-Answer: 1954
-Question: In what year was The Glass Orchard published?
-
-Title: Tarn Mill
-Text: The mill was built of red brick by Jan Reuter.
+Text: Tarn Mill was built of red brick by Jan Reuter.
 Answer: red brick
 Question: What was Tarn Mill built of?
 
-Title: Tarn Mill
-Text: The mill was built of red brick by Jan Reuter.
-Answer: Jan Reuter
-Question: Who built Tarn Mill?
+Text: Tarn Mill's owner kept a dog called Pepper.
+Answer: Pepper
+Question: What is the name of the dog that Tarn Mill's owner kept?
 
 """
 
@@ -77,7 +64,7 @@ class AugmentSettings:
     """What to write for each document. ``pairs`` is the most that are kept of one document."""
 
     pairs: int = 8
-    rewrite: bool = True
+    rewrite: bool = False
     sentences: int = 8
     batch_size: int = 96
     temperature: float | None = None
@@ -119,11 +106,12 @@ def augment(
         CorpusError: ``path`` is no augmentation file.
     """
     keys = {d.id: _key(base, d, settings) for d in documents}
+    common = _common_spans(documents, settings)
     done = _resume(path, keys) if path is not None else {}
     progress(len(done))
     open_documents = [d for d in documents if d.id not in done]
     for batch in _batches(open_documents, DOCUMENTS_A_STEP):
-        results = _augment_batch(base, batch, settings)
+        results = _augment_batch(base, batch, settings, common)
         if path is not None:
             append_lines(path, [{**asdict(r), "key": keys[r.id]} for r in results])
         done.update((r.id, r) for r in results)
@@ -144,24 +132,25 @@ def sentences(text: str) -> list[str]:
 
 
 def _augment_batch(
-    base: BaseModel, documents: Sequence[Document], settings: AugmentSettings
+    base: BaseModel, documents: Sequence[Document], settings: AugmentSettings, common: frozenset[str]
 ) -> list[Augmentation]:
     prompts: list[str] = []
-    asked: list[tuple[int, str]] = []
+    asked: list[tuple[int, str, str]] = []
     for row, document in enumerate(documents):
-        for sentence, answer in _spans(document, settings):
-            prompts.append(f"Title: {document.title or ''}\nText: {sentence}\nAnswer: {answer}\nQuestion:")
-            asked.append((row, answer))
+        for sentence, answer in _spans(document, settings, common):
+            begin = opener(sentence, answer, document.title or "")
+            prompts.append(f"Text: {sentence}\nAnswer: {answer}\nQuestion:" + (f" {begin}" if begin else ""))
+            asked.append((row, begin, answer))
     decoding = GenerationSettings(
-        max_new_tokens=32,
+        max_new_tokens=24,
         temperature=settings.temperature,
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
     found: list[dict[int, Pair]] = [{} for _ in documents]
     for index, question in generate(base, prompts, decoding, prefix=_QA_EXAMPLES):
-        row, answer = asked[index]
-        found[row][index] = Pair(" ".join(question.split()), answer)
+        row, begin, answer = asked[index]
+        found[row][index] = Pair(_joined(begin, question), answer)
     rewrites = _rewrite_batch(base, documents, settings)
     results = []
     for document, by_span, rewrite in zip(documents, found, rewrites, strict=True):
@@ -172,15 +161,44 @@ def _augment_batch(
     return results
 
 
-def _spans(document: Document, settings: AugmentSettings) -> list[tuple[str, str]]:
-    """(sentence, span to ask for): the best span of every sentence, then the second of every sentence, and so on."""
+def _joined(begin: str, rest: str) -> str:
+    """Opener and continuation, without a blank before "'s" or "?"."""
+    return re.sub(r" (?=['’?,])", "", " ".join(f"{begin} {rest}".split()))
+
+
+def _common_spans(documents: Sequence[Document], settings: AugmentSettings) -> frozenset[str]:
+    """Spans that a third of the corpus has (the name of an island, say): to ask for them tells documents apart
+    in nothing. Judged on the first thousand documents, and in no corpus of fewer than 20."""
+    sample = documents[:1000]
+    if len(sample) < 20:
+        return frozenset()
+    counts: Counter[str] = Counter()
+    for document in sample:
+        lines = sentences(document.text or "")[: settings.sentences]
+        counts.update({normalise(a) for line in lines for a in candidate_answers(line, document.title or "")})
+    return frozenset(span for span, count in counts.items() if 3 * count > len(sample))
+
+
+def _spans(document: Document, settings: AugmentSettings, common: frozenset[str]) -> list[tuple[str, str]]:
+    """(sentence, span to ask for), the most worth asking first."""
+    title = document.title or ""
     lines = sentences(document.text or "")[: settings.sentences]
     by_sentence = [
-        [(_short(line), answer) for answer in candidate_answers(line, document.title or "")] for line in lines
+        [
+            (_short(with_subject(line, title)), a)
+            for a in candidate_answers(line, title)
+            if normalise(a) not in common
+        ]
+        for line in lines
     ]
-    in_turn = (pair for level in zip_longest(*by_sentence) for pair in level if pair is not None)
+    # The best span of every sentence comes before its second, and the first sentences before the last.
+    ranked = sorted(
+        (level + place / 2, place, level, span)
+        for place, spans in enumerate(by_sentence)
+        for level, span in enumerate(spans)
+    )
     # A quarter more than are kept, since some will not hold.
-    return list(islice(in_turn, settings.pairs * 5 // 4))
+    return [span for *_, span in ranked[: settings.pairs * 5 // 4]]
 
 
 def _rewrite_batch(
@@ -209,7 +227,14 @@ def _short(text: str, limit: int = 600) -> str:
 def _keep(document: Document, pairs: Sequence[Pair], limit: int) -> tuple[list[Pair], dict[str, int]]:
     """The pairs that hold, and how many did not, by reason."""
     passage = f" {normalise(passage_text(document.title, document.text or ''))} "
-    dropped = {"malformed": 0, "answer_not_in_passage": 0, "answer_in_question": 0, "duplicate": 0}
+    dropped = {
+        "malformed": 0,
+        "answer_not_in_passage": 0,
+        "answer_in_question": 0,
+        "off_subject": 0,
+        "duplicate": 0,
+    }
+    subject = set(normalise(document.title or "").split())
     kept: list[Pair] = []
     seen: set[str] = set()
     for pair in pairs:
@@ -220,6 +245,8 @@ def _keep(document: Document, pairs: Sequence[Pair], limit: int) -> tuple[list[P
             dropped["answer_not_in_passage"] += 1
         elif f" {answer} " in f" {question} ":
             dropped["answer_in_question"] += 1
+        elif subject and subject.isdisjoint(question.split()):
+            dropped["off_subject"] += 1
         elif question in seen:
             dropped["duplicate"] += 1
         else:

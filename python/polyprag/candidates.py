@@ -14,7 +14,7 @@ from polyprag.text import normalise
 
 _MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _DATE = re.compile(rf"\d{{1,2}} {_MONTH}(?: \d{{4}})?|{_MONTH} \d{{1,2}}(?:, \d{{4}})?|{_MONTH} \d{{4}}")
-_WORD = re.compile(r"\d[\d,.:]*\d|\d|[^\W\d_](?:[\w'’-]*\w)?")
+_WORD = re.compile(r"\d[\d,.:]*\d(?!\w)|\d\w*|[^\W\d_](?:[\w'’-]*\w)?")
 _NUMBER_WORD = re.compile(
     r"two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
     r"|eighteen|nineteen|(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:-\w+)?|hundred|thousand"
@@ -33,7 +33,7 @@ _FUNCTION_WORDS = frozenset(
     through during against among along across around near since until till while is are was were be been
     being am do does did done has have had having can could may might must shall should will would not
     no only also just very more most less least such same other another each every any some all both
-    either neither few many much own once twice there here because although though whether
+    either neither few many much own once twice there here because although though whether born
     """.split()
 )
 # A run of content words is an answer only behind one of these: behind a subject it is a verb.
@@ -42,6 +42,9 @@ _BEFORE_A_RUN = frozenset(
     a an the of from in for with by as to and or on at into
     """.split()
 )
+
+
+_CALLED = re.compile(r"\b(?:is|was) (?:an?) ")
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,15 @@ class _Word:
 
 
 def candidate_answers(sentence: str, title: str = "", limit: int = 6) -> list[str]:
-    """At most ``limit`` spans of ``sentence``: dates and numbers, then names, then runs of content words.
+    """At most ``limit`` spans of ``sentence``: what its subject is said to be, then dates and numbers, then
+    names, then runs of content words.
 
     What the title contains is left out, because a question has to name its subject.
     """
     known = f" {normalise(title)} "
     free = [True] * len(sentence)
     found: dict[str, str] = {}
-    for start, end in [*_numbers(sentence), *_names(sentence), *_runs(sentence)]:
+    for start, end in [*_definition(sentence), *_numbers(sentence), *_names(sentence), *_runs(sentence)]:
         text = sentence[start:end]
         plain = normalise(text)
         if all(free[start:end]) and plain and f" {plain} " not in known:
@@ -86,6 +90,28 @@ def candidate_answers(sentence: str, title: str = "", limit: int = 6) -> list[st
 
 def _words(sentence: str) -> list[_Word]:
     return [_Word(m.group(), m.start(), m.end()) for m in _WORD.finditer(sentence)]
+
+
+def _definition(sentence: str) -> Iterator[tuple[int, int]]:
+    """What "is a" or "was an" calls the subject: "mason", "stage actor" in "was an Irish mason and stage actor"."""
+    stretch = _CALLED.search(sentence)
+    if stretch is None:
+        return
+    run: list[_Word] = []
+    for word in _words(sentence[stretch.end() :]):
+        gap = sentence[stretch.end() + (run[-1].end if run else word.start) : stretch.end() + word.start]
+        if word.is_content and gap in ("", " "):
+            run.append(word)
+            continue
+        if run:
+            yield stretch.end() + run[0].start, stretch.end() + run[-1].end
+            run = []
+        if word.is_content:
+            run = [word]
+        elif not (word.is_name or word.lower == "and"):
+            return
+    if run:
+        yield stretch.end() + run[0].start, stretch.end() + run[-1].end
 
 
 def _numbers(sentence: str) -> Iterator[tuple[int, int]]:
@@ -126,3 +152,63 @@ def _runs(sentence: str) -> Iterator[tuple[int, int]]:
             if before in _BEFORE_A_RUN and end - place <= 3 and words[end - 1].end - words[place].start > 2:
                 yield words[place].start, words[end - 1].end
         place = max(end, place + 1)
+
+
+_SUBJECTS = frozenset("he she it they".split())
+_POSSESSIVES = frozenset("his her its their".split())
+_PLACE_BEFORE = frozenset("in at on near from to into inside outside beside of".split())
+_NAMING = frozenset("called named titled as".split())
+_YEAR = re.compile(r"1\d{3}|20\d{2}")
+
+
+def with_subject(sentence: str, title: str) -> str:
+    """The sentence with the title in the place of a pronoun that begins it."""
+    first, _, rest = sentence.partition(" ")
+    if title and first.lower() in _SUBJECTS:
+        return f"{title} {rest}"
+    if title and first.lower() in _POSSESSIVES:
+        return f"{title}'s {rest}"
+    return sentence
+
+
+def opener(sentence: str, answer: str, title: str = "") -> str:
+    """The words that a question for ``answer`` begins with; "" where the form of the span does not tell.
+
+    Left to itself a small model begins every question alike; the right first word puts it on the way.
+    Only English has openers.
+    """
+    start = sentence.find(answer)
+    words = _words(sentence)
+    if start < 0 or not any(w.lower in _FUNCTION_WORDS for w in words):
+        return ""
+    before = [w.lower for w in words if w.end <= start][-3:]
+    last = before[-1] if before else ""
+    # "in Catania, Sicily": what stands before a list of names holds for each of them.
+    lead = next((w.lower for w in reversed(words) if w.end <= start and not w.is_name), "")
+    after = next((w for w in words if w.start >= start + len(answer)), None)
+    if _DATE.fullmatch(answer):
+        return "On what date" if answer[0].isdigit() and " " in answer else "When"
+    if _YEAR.fullmatch(answer) and last not in ("the", "a", "has", "have", "about"):
+        return "In what year"
+    if answer[0].isdigit() or _NUMBER_WORD.fullmatch(answer.lower()):
+        return "How many" if after is not None and after.is_content else "What"
+    if set(before) & _NAMING:
+        return "What is the name of"
+    if answer[0].isupper():
+        if last == "by":
+            return "Who"
+        return "Where" if lead in _PLACE_BEFORE else "What" if last in ("the", "a", "an") else "Who"
+    called = _CALLED.search(sentence)
+    if (
+        called is not None
+        and title
+        and sentence.startswith(title)
+        and called.end() <= start
+        and not set(w.lower for w in words if called.end() <= w.start and w.end <= start)
+        & (_FUNCTION_WORDS - {"and"})
+    ):
+        # "X was a mason": "What was X", to which the model adds "'s occupation?" or nothing.
+        return f"What {called.group().split()[0]} {title}"
+    if last == "by" or (len(before) > 1 and before[-2] == "by"):
+        return "Who"
+    return "What"

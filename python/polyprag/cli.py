@@ -108,6 +108,10 @@ def encode(
     pairs: Annotated[
         int | None, typer.Option(help="At most so many question-answer pairs a document.", min=1)
     ] = None,
+    rewrite: Annotated[
+        bool,
+        typer.Option(help="Also let the model rewrite each passage, and train a pair behind the rewrite."),
+    ] = False,
     codec: Annotated[
         str | None,
         typer.Option(help="How routes are kept: `f32`, `f16`, `q8`, or `code(d)` for code routing."),
@@ -137,6 +141,7 @@ def encode(
         alpha=alpha,
         epochs=epochs,
         pairs=pairs,
+        rewrite=rewrite,
         seed=seed,
     )
     from polyprag.encode import encode as run
@@ -345,7 +350,7 @@ def _questions(path: Path, unified: Keep | None) -> list[Question]:
     return list(read_questions(path))
 
 
-def _recipe(*, epochs: int | None, pairs: int | None, seed: int, **train: Any) -> Recipe:
+def _recipe(*, epochs: int | None, pairs: int | None, rewrite: bool, seed: int, **train: Any) -> Recipe:
     from dataclasses import replace
 
     from polyprag.encode import Recipe
@@ -353,8 +358,11 @@ def _recipe(*, epochs: int | None, pairs: int | None, seed: int, **train: Any) -
     recipe = Recipe()
     if epochs is not None:
         train["epochs"] = epochs
-    augment = replace(recipe.augment, seed=seed, pairs=recipe.augment.pairs if pairs is None else pairs)
-    return replace(recipe, augment=augment, train=replace(recipe.train, seed=seed, **train))
+    augment = replace(
+        recipe.augment, seed=seed, pairs=recipe.augment.pairs if pairs is None else pairs, rewrite=rewrite
+    )
+    samples = replace(recipe.samples, with_passage=2) if rewrite else recipe.samples
+    return replace(recipe, augment=augment, samples=samples, train=replace(recipe.train, seed=seed, **train))
 
 
 def _inspect(store: Path, as_json: bool) -> None:

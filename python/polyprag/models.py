@@ -116,10 +116,10 @@ def load_base_model(
         try:
             options = {"local_files_only": local_only, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model: Any
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch_dtype, output_loading_info=True, **options
             )
+            model, loaded = found
             # transformers would fill the gaps with random numbers.
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it lacks {len(missing)} weights, among them {missing[0]}")

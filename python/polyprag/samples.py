@@ -24,7 +24,7 @@ class SampleSettings:
     """
 
     with_passage: int = 1
-    passage_tokens: int = 192
+    passage_tokens: int = 96
     loss_on: LossOn = "all"
 
 
