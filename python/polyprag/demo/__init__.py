@@ -30,7 +30,7 @@ def run(
     ``folder/report.json``. A store of an earlier, finished run is replaced.
 
     Raises:
-        subprocess.CalledProcessError: the evaluation failed; it has said why.
+        SystemExit: the evaluation failed; it has said why.
     """
     store, report = folder / "island.polyprag", folder / "report.json"
     started = time.monotonic()
@@ -54,7 +54,9 @@ def run(
     command += ["--seed", str(seed), "--device", device, "--dtype", dtype]
     if model is not None:
         command += ["--model", model]
-    subprocess.run(command, check=True)  # noqa: S603 - our own interpreter, module and paths
+    asked = subprocess.run(command, check=False)  # noqa: S603 - our own interpreter, module and paths
+    if asked.returncode:
+        raise SystemExit(asked.returncode)
     ended = time.monotonic()
 
     content = json.loads(report.read_text(encoding="utf-8"))
