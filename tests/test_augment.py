@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import polyprag.augment
 from polyprag._polyprag import Document
-from polyprag.augment import Augmentation, AugmentSettings, Pair, augment, read_pairs, sentences
+from polyprag.augment import AugmentSettings, Pair, augment, read_pairs, sentences
 from polyprag.candidates import candidate_answers
 from polyprag.errors import CorpusError
 from polyprag.models import BaseModel
@@ -27,7 +27,7 @@ SETTINGS = AugmentSettings(rewrite=False)
 
 
 class Script:
-    """Stands in for generation: answers each prompt by a function, long prompts first, and keeps what was asked."""
+    """Stands in for generation: answers by a function, long prompts first, and keeps what was asked."""
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -133,7 +133,7 @@ def test_a_passage_without_text_gives_no_pairs_and_stops_nothing(
     tiny_base: BaseModel, script: Script, text: str | None
 ) -> None:
     documents = [Document(0, text, "Nothing"), TARN, Document(1, text)]
-    empty, full, bare = augment(tiny_base, documents, AugmentSettings())
+    empty, full, bare = augment(tiny_base, documents, AugmentSettings(rewrite=True))
     assert empty.pairs == bare.pairs == ()
     assert empty.rewrite is None or (text or "").strip()
     assert full.pairs
@@ -146,7 +146,7 @@ def test_another_script_and_a_huge_passage_pass_through(tiny_base: BaseModel, sc
         Document(1, huge),
         Document(2, "x" * 10**5),
     ]
-    found = augment(tiny_base, documents, AugmentSettings())
+    found = augment(tiny_base, documents, AugmentSettings(rewrite=True))
     assert [a.id for a in found] == [0, 1, 2]
     assert max(map(len, script.prompts)) < 2000
 
@@ -162,7 +162,7 @@ def test_a_rewrite_is_kept_only_if_it_keeps_to_the_facts(tiny_base: BaseModel, s
         ("", False),
     ):
         script.rewrite = lambda prompt, said=said: said  # type: ignore[misc]
-        (found,) = augment(tiny_base, [TARN], AugmentSettings())
+        (found,) = augment(tiny_base, [TARN], AugmentSettings(rewrite=True))
         assert found.rewrite == (said if kept else None)
         assert found.dropped.get("rewrite", 0) == (0 if kept else 1)
 
@@ -295,18 +295,18 @@ def test_a_file_of_something_else_is_named_with_its_line_and_kept(
 
 def test_an_existing_augmentation_round_trips(tiny_base: BaseModel, script: Script, tmp_path: Path) -> None:
     script.rewrite = lambda prompt: "Built on 4 March 1902, the mill stands in Brask – »ja«."
-    first = augment(tiny_base, [TARN], AugmentSettings(), path=tmp_path / "a.jsonl")
+    first = augment(tiny_base, [TARN], AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl")
     assert first[0].rewrite
     script.prompts.clear()
-    assert augment(tiny_base, [TARN], AugmentSettings(), path=tmp_path / "a.jsonl") == first
+    assert augment(tiny_base, [TARN], AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl") == first
     assert isinstance(first[0].pairs[0], Pair)
     assert script.prompts == []
 
 
 def test_the_real_generator_fits(tiny_base: BaseModel, tmp_path: Path) -> None:
-    found = augment(tiny_base, DOCUMENTS, AugmentSettings(), path=tmp_path / "a.jsonl")
+    found = augment(tiny_base, DOCUMENTS, AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl")
     assert [a.id for a in found] == ["ost", 7]
-    assert augment(tiny_base, DOCUMENTS, AugmentSettings(), path=tmp_path / "a.jsonl") == found
+    assert augment(tiny_base, DOCUMENTS, AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl") == found
 
 
 # Sentences

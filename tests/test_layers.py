@@ -45,13 +45,13 @@ def draw_routes(rows: int, routed: RoutedModel, seed: int = 1) -> torch.Tensor:
     return w / w.sum(-1, keepdim=True)
 
 
-def delta(A: torch.Tensor, B: torch.Tensor, w: torch.Tensor, mixing: str = "exact") -> torch.Tensor:
+def delta(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor, mixing: str = "exact") -> torch.Tensor:
     """The change of the weight [out, in] that a route w [K] means, in float64, by loops over experts."""
-    A, B, w = A.double(), B.double(), w.double()
+    a, b, w = a.double(), b.double(), w.double()
     if mixing == "exact":
-        total = sum(w[k] * (B[:, k] @ A[k]) for k in range(len(w)))
+        total = sum(w[k] * (b[:, k] @ a[k]) for k in range(len(w)))
     else:
-        total = sum(w[k] * B[:, k] for k in range(len(w))) @ sum(w[k] * A[k] for k in range(len(w)))
+        total = sum(w[k] * b[:, k] for k in range(len(w))) @ sum(w[k] * a[k] for k in range(len(w)))
     return ALPHA / R * total
 
 
@@ -416,7 +416,7 @@ def test_targets_are_last_names_or_patterns_of_the_whole_name(tiny_base: BaseMod
 
 
 class PackedLinear(nn.Module):
-    """As a quantised layer: whole numbers and scales in buffers, no parameter, no `weight` that is a matrix."""
+    """As a quantised layer: whole numbers and scales in buffers, no parameter and no `weight`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

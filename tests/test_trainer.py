@@ -1,4 +1,4 @@
-"""Training on a tiny model: it learns, it is repeatable to the bit, it stops and goes on, it leaves no trace."""
+"""Training on a tiny model: it learns, repeats to the bit, stops and goes on, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -114,7 +114,6 @@ def stop_after(step: int) -> Callable[[Progress], None]:
     ids=lambda c: "-".join(map(str, c.values())) or "code",
 )
 def test_training_puts_each_document_into_its_own_route(learner: BaseModel, changes: dict[str, Any]) -> None:
-    learner = learner
     samples = facts(learner)
     settings = replace(SMALL, epochs=50, batch_size=4, expert_lr=0.02, **changes)
     before = trace(learner.model)
@@ -288,16 +287,11 @@ def test_a_real_interrupt_and_a_real_kill_cost_no_bit(tiny_base: BaseModel, tmp_
         whole = train(tiny_base, facts(tiny_base), 4, SMALL)
         # The interrupt came in step 5's report; the kill too, when step 4 was the last that was saved.
         for checkpoint, done in ((interrupted, 5), (killed, 4)):
-            steps: list[int] = []
+            steps: list[Progress] = []
             resumed = train(
-                tiny_base,
-                facts(tiny_base),
-                4,
-                SMALL,
-                checkpoint=checkpoint,
-                progress=lambda p: steps.append(p.step),
+                tiny_base, facts(tiny_base), 4, SMALL, checkpoint=checkpoint, progress=steps.append
             )
-            assert steps == list(range(done + 1, 13))
+            assert [p.step for p in steps] == list(range(done + 1, 13))
             assert same(resumed, whole)
     finally:
         torch.set_num_threads(threads)
@@ -433,7 +427,6 @@ def test_a_failed_save_keeps_the_last_checkpoint(
 def test_with_frozen_experts_only_routes_are_trained(
     learner: BaseModel, tmp_path: Path, routing: Any
 ) -> None:
-    learner = learner
     settings = replace(SMALL, routing=routing, epochs=30, batch_size=4, expert_lr=0.02)
     first = train(learner, facts(learner), 4, settings)
     before = trace(learner.model)
@@ -519,7 +512,7 @@ def test_the_model_is_as_before_after_any_failure(tiny_base: BaseModel) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(tiny_base: BaseModel, tmp_path: Path) -> None:
     before = trace(tiny_base.model)
     settings = replace(SMALL, expert_lr=1e30, clip=0.0, epochs=10)
-    with pytest.raises(InvalidInput, match="the loss became (nan|inf).*lower expert_lr"):
+    with pytest.raises(InvalidInput, match=r"the loss became (nan|inf).*lower expert_lr"):
         train(tiny_base, facts(tiny_base), 4, settings, checkpoint=tmp_path / "c.pt")
     assert trace(tiny_base.model) == before
     assert list(tmp_path.iterdir()) == []
