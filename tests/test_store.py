@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machine import Mount
 
+from machine import Mount
 from polyprag import Combination, Document, Module, Store, StoreSpec, Writer, errors
 
 K, RANK, IN, OUT = 4, 2, 6, 5

@@ -1,9 +1,9 @@
 """Augmentation: question-answer pairs and a rewrite of each document, written by the base model itself.
 
 PRAG (arXiv 2501.15915, section 3.2) asks for a rewrite and three pairs a passage in one JSON answer.
-A small model does better when it is given one sentence and one span of it, and has to ask for that span: the
-title stands in for the pronoun, and every sentence is covered. Pairs that do not hold are dropped and counted.
-Results go to a JSONL file as they come; a second run goes on where the first ended.
+A small model does better when it is given one sentence and one span of it, and has to ask for that span:
+the title stands in for the pronoun, and every sentence is covered. Pairs that do not hold are dropped and
+counted. Results go to a JSONL file as they come; a second run goes on where the first ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polyprag._polyprag import Document
-from polyprag.candidates import candidate_answers, opener, with_subject
+from polyprag.candidates import candidate_answers, is_person, opener, with_subject
 from polyprag.errors import CorpusError
 from polyprag.generation import GenerationSettings, generate
 from polyprag.jsonl import append_lines, read_resumable
@@ -28,7 +28,8 @@ PROMPT_VERSION = 1
 QUESTION_MARKS = ("?", "？", "؟", ";", "।")
 DOCUMENTS_A_STEP = 72  # large batches are quick; what an interruption can cost
 
-# The examples are invented, so that they teach the form and no facts. Few and short: every row of a batch reads them at every step.
+# The examples are invented, so that they teach the form and no facts. Few and short: every row of a batch
+# reads them at every step.
 _QA_EXAMPLES = """\
 Text: Marta Helm was a German architect and painter.
 Answer: architect
@@ -50,11 +51,13 @@ Question: What is the name of the dog that Tarn Mill's owner kept?
 
 _REWRITE_EXAMPLES = """\
 Text: Marta Helm was a German architect. She was born in Lindau in 1902 and designed 14 bridges.
-The same in other words: The German architect Marta Helm, born in 1902 in Lindau, was the designer of 14 bridges.
+The same in other words: The German architect Marta Helm, born in 1902 in Lindau, was the designer of \
+14 bridges.
 
-Text: Tarn Mill is a brick mill in the village of Ost. It was built in 1761 to grind oats. Its owner was Jan Reuter.
-The same in other words: In the village of Ost stands Tarn Mill, made of brick. Jan Reuter owned the mill, which was \
-built in 1761 for grinding oats.
+Text: Tarn Mill is a brick mill in the village of Ost. It was built in 1761 to grind oats. Its owner was \
+Jan Reuter.
+The same in other words: In the village of Ost stands Tarn Mill, made of brick. Jan Reuter owned the mill, \
+which was built in 1761 for grinding oats.
 
 """
 
@@ -120,9 +123,13 @@ def augment(
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """The (question, answer) pairs of an augmentation file, as training has seen them."""
+    """The (question, answer) pairs of an augmentation file, as training has seen them.
+
+    Of a document that was augmented again, for other settings say, the last line counts.
+    """
     rows = (_from_row(path, number, row) for number, row in enumerate(read_resumable(path), start=1))
-    return [(pair.question, pair.answer) for row in rows for pair in row.pairs]
+    last = {row.id: row for row in rows}
+    return [(pair.question, pair.answer) for row in last.values() for pair in row.pairs]
 
 
 def sentences(text: str) -> list[str]:
@@ -137,8 +144,9 @@ def _augment_batch(
     prompts: list[str] = []
     asked: list[tuple[int, str, str]] = []
     for row, document in enumerate(documents):
+        title, person = document.title or "", is_person(document.text or "")
         for sentence, answer in _spans(document, settings, common):
-            begin = opener(sentence, answer, document.title or "")
+            begin = opener(sentence, answer, title, person)
             prompts.append(f"Text: {sentence}\nAnswer: {answer}\nQuestion:" + (f" {begin}" if begin else ""))
             asked.append((row, begin, answer))
     decoding = GenerationSettings(
@@ -167,29 +175,31 @@ def _joined(begin: str, rest: str) -> str:
 
 
 def _common_spans(documents: Sequence[Document], settings: AugmentSettings) -> frozenset[str]:
-    """Spans that a third of the corpus has (the name of an island, say): to ask for them tells documents apart
-    in nothing. Judged on the first thousand documents, and in no corpus of fewer than 20."""
+    """Spans that a third of the corpus has (the name of an island, say).
+
+    To ask for them tells no documents apart. Judged on the first thousand documents, and in no corpus of
+    fewer than 20.
+    """
     sample = documents[:1000]
     if len(sample) < 20:
         return frozenset()
     counts: Counter[str] = Counter()
     for document in sample:
-        lines = sentences(document.text or "")[: settings.sentences]
-        counts.update({normalise(a) for line in lines for a in candidate_answers(line, document.title or "")})
+        title = document.title or ""
+        counts.update({normalise(a) for s in _first(document, settings) for a in candidate_answers(s, title)})
     return frozenset(span for span, count in counts.items() if 3 * count > len(sample))
 
 
 def _spans(document: Document, settings: AugmentSettings, common: frozenset[str]) -> list[tuple[str, str]]:
     """(sentence, span to ask for), the most worth asking first."""
     title = document.title or ""
-    lines = sentences(document.text or "")[: settings.sentences]
     by_sentence = [
         [
-            (_short(with_subject(line, title)), a)
-            for a in candidate_answers(line, title)
-            if normalise(a) not in common
+            (with_subject(sentence, title, answer), answer)
+            for answer in candidate_answers(sentence, title)
+            if normalise(answer) not in common
         ]
-        for line in lines
+        for sentence in _first(document, settings)
     ]
     # The best span of every sentence comes before its second, and the first sentences before the last.
     ranked = sorted(
@@ -206,18 +216,24 @@ def _rewrite_batch(
 ) -> list[str | None]:
     if not settings.rewrite:
         return [None] * len(documents)
-    longest = max(len(base.tokenizer(d.text or "").input_ids) for d in documents)
+    texts = [_short(d.text or "", 1500) for d in documents]
+    longest = max(len(base.tokenizer(text).input_ids) for text in texts)
     decoding = GenerationSettings(
         max_new_tokens=min(256, 16 + longest * 5 // 4),
         temperature=settings.temperature,
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
-    prompts = [f"Text: {_short(d.text or '', 1500)}\nThe same in other words:" for d in documents]
+    prompts = [f"Text: {text}\nThe same in other words:" for text in texts]
     rewrites: list[str | None] = [None] * len(documents)
     for index, text in generate(base, prompts, decoding, prefix=_REWRITE_EXAMPLES):
         rewrites[index] = _checked_rewrite(documents[index].text or "", text)
     return rewrites
+
+
+def _first(document: Document, settings: AugmentSettings) -> list[str]:
+    """The sentences that are asked about, each short enough for a prompt."""
+    return [_short(s) for s in sentences(document.text or "")[: settings.sentences]]
 
 
 def _short(text: str, limit: int = 600) -> str:

@@ -77,12 +77,14 @@ def candidate_answers(sentence: str, title: str = "", limit: int = 6) -> list[st
     What the title contains is left out, because a question has to name its subject.
     """
     known = f" {normalise(title)} "
+    subject = set(known.split())
     free = [True] * len(sentence)
     found: dict[str, str] = {}
     for start, end in [*_definition(sentence), *_numbers(sentence), *_names(sentence), *_runs(sentence)]:
         text = sentence[start:end]
         plain = normalise(text)
-        if all(free[start:end]) and plain and f" {plain} " not in known:
+        names_subject = text[0].isupper() and not subject.isdisjoint(plain.split())
+        if all(free[start:end]) and plain and f" {plain} " not in known and not names_subject:
             free[start:end] = [False] * (end - start)
             found.setdefault(plain, text)
     return list(found.values())[:limit]
@@ -93,7 +95,10 @@ def _words(sentence: str) -> list[_Word]:
 
 
 def _definition(sentence: str) -> Iterator[tuple[int, int]]:
-    """What "is a" or "was an" calls the subject: "mason", "stage actor" in "was an Irish mason and stage actor"."""
+    """What "is a" or "was an" calls the subject.
+
+    "mason" and "stage actor" in "was an Irish mason and stage actor".
+    """
     stretch = _CALLED.search(sentence)
     if stretch is None:
         return
@@ -108,7 +113,7 @@ def _definition(sentence: str) -> Iterator[tuple[int, int]]:
             run = []
         if word.is_content:
             run = [word]
-        elif not (word.is_name or word.lower == "and"):
+        elif not (word.is_name or word.lower in ("and", "an", "a")):
             return
     if run:
         yield stretch.end() + run[0].start, stretch.end() + run[-1].end
@@ -119,8 +124,11 @@ def _numbers(sentence: str) -> Iterator[tuple[int, int]]:
     yield from ((w.start, w.end) for w in _words(sentence) if w.is_number)
 
 
-def _names(sentence: str) -> Iterator[tuple[int, int]]:
-    """Runs of capitalised words, "of" and the like between them; a capital alone at the start proves nothing."""
+def _names(sentence: str, *, from_start: bool = False) -> Iterator[tuple[int, int]]:
+    """Runs of capitalised words, "of" and the like between them.
+
+    A capital alone at the start proves nothing.
+    """
     run: list[_Word] = []
     for place, word in enumerate([*_words(sentence), None]):
         joins = word is not None and (not run or sentence[run[-1].end : word.start] in (" ", ". ", "-"))
@@ -131,7 +139,7 @@ def _names(sentence: str) -> Iterator[tuple[int, int]]:
         else:
             while run and not run[-1].is_name:
                 run.pop()
-            if run and not (len(run) == 1 and run[0].start == 0):
+            if run and (from_start or not (len(run) == 1 and run[0].start == 0)):
                 yield run[0].start, run[-1].end
             run = [word] if word is not None and word.is_name else []
 
@@ -159,56 +167,88 @@ _POSSESSIVES = frozenset("his her its their".split())
 _PLACE_BEFORE = frozenset("in at on near from to into inside outside beside of".split())
 _NAMING = frozenset("called named titled as".split())
 _YEAR = re.compile(r"1\d{3}|20\d{2}")
+_PERSON = re.compile(r"\b(?:he|she|his|her)\b|\(born ", re.IGNORECASE)
+_BRACKETS = re.compile(r" ?\([^()]*\)")
 
 
-def with_subject(sentence: str, title: str) -> str:
-    """The sentence with the title in the place of a pronoun that begins it."""
+def is_person(text: str) -> bool:
+    """Whether an English text speaks of a person, by its pronouns."""
+    return _PERSON.search(text) is not None
+
+
+def with_subject(sentence: str, title: str, answer: str = "") -> str:
+    """The sentence with the title in the place of the pronoun, or of another form of the name, that begins it.
+
+    What stands in brackets behind the name goes too, unless the answer is in it.
+    """
+    if not title:
+        return sentence
     first, _, rest = sentence.partition(" ")
-    if title and first.lower() in _SUBJECTS:
+    if first.lower() in _SUBJECTS:
         return f"{title} {rest}"
-    if title and first.lower() in _POSSESSIVES:
+    if first.lower() in _POSSESSIVES:
         return f"{title}'s {rest}"
-    return sentence
+    name = next(_names(sentence, from_start=True), None)
+    if (
+        name is None
+        or name[0]
+        or set(normalise(title).split()).isdisjoint(normalise(sentence[: name[1]]).split())
+    ):
+        return sentence
+    rest = sentence[name[1] :]
+    bracket = _BRACKETS.match(rest)
+    if bracket is not None and (not answer or answer in rest[bracket.end() :]):
+        rest = rest[bracket.end() :]
+    return title + rest
 
 
-def opener(sentence: str, answer: str, title: str = "") -> str:
+def opener(sentence: str, answer: str, title: str = "", person: bool = False) -> str:
     """The words that a question for ``answer`` begins with; "" where the form of the span does not tell.
 
-    Left to itself a small model begins every question alike; the right first word puts it on the way.
-    Only English has openers.
+    Left to itself a small model begins every question alike; the right first words put it on the way.
+    ``sentence`` begins with ``title`` where that is its subject. Only English has openers.
     """
     start = sentence.find(answer)
     words = _words(sentence)
     if start < 0 or not any(w.lower in _FUNCTION_WORDS for w in words):
         return ""
-    before = [w.lower for w in words if w.end <= start][-3:]
+    before = [w.lower for w in words if w.end <= start]
     last = before[-1] if before else ""
     # "in Catania, Sicily": what stands before a list of names holds for each of them.
     lead = next((w.lower for w in reversed(words) if w.end <= start and not w.is_name), "")
     after = next((w for w in words if w.start >= start + len(answer)), None)
-    if _DATE.fullmatch(answer):
-        return "On what date" if answer[0].isdigit() and " " in answer else "When"
-    if _YEAR.fullmatch(answer) and last not in ("the", "a", "has", "have", "about"):
-        return "In what year"
+    is_subject = bool(title) and (sentence.startswith(title) or before[:1] == ["born"])
+    born = is_subject and person and "born" in before
+    if _DATE.fullmatch(answer) or _YEAR.fullmatch(answer):
+        return _when(sentence, start, answer, title, last, born, is_subject and person)
     if answer[0].isdigit() or _NUMBER_WORD.fullmatch(answer.lower()):
         return "How many" if after is not None and after.is_content else "What"
-    if set(before) & _NAMING:
+    if set(before[-3:]) & _NAMING:
         return "What is the name of"
     if answer[0].isupper():
+        if born and lead in ("in", "at"):
+            return f"Where was {title} born"
         if last == "by":
             return "Who"
         return "Where" if lead in _PLACE_BEFORE else "What" if last in ("the", "a", "an") else "Who"
     called = _CALLED.search(sentence)
-    if (
-        called is not None
-        and title
-        and sentence.startswith(title)
-        and called.end() <= start
-        and not set(w.lower for w in words if called.end() <= w.start and w.end <= start)
-        & (_FUNCTION_WORDS - {"and"})
-    ):
-        # "X was a mason": "What was X", to which the model adds "'s occupation?" or nothing.
-        return f"What {called.group().split()[0]} {title}"
-    if last == "by" or (len(before) > 1 and before[-2] == "by"):
-        return "Who"
-    return "What"
+    if called is not None and is_subject and start in {at for at, _ in _definition(sentence)}:
+        verb = called.group().split()[0]
+        return f"What {verb} {title}'s occupation" if person else f"What {verb} {title}"
+    return "Who" if "by" in before[-2:] else "What"
+
+
+def _when(sentence: str, start: int, answer: str, title: str, last: str, born: bool, of_person: bool) -> str:
+    """The opener for a date or a year."""
+    opened = sentence.rfind("(", 0, start)
+    if of_person and 0 <= opened and ")" not in sentence[opened:start]:
+        # (1902 - 1971), (born 1902): the first date in brackets behind a person's name, and the last.
+        earlier = re.search(r"\d{4}", sentence[opened:start])
+        if earlier is None:
+            return f"When was {title} born"
+        return f"When did {title} die" if sentence[start + len(answer)] == ")" else "When"
+    if born:
+        return f"In what year was {title} born" if _YEAR.fullmatch(answer) else f"When was {title} born"
+    if _YEAR.fullmatch(answer):
+        return "In what year" if last not in ("the", "a", "has", "have", "about") else "How many"
+    return "On what date"

@@ -95,7 +95,7 @@ def encode(
         KeyboardInterrupt: on Ctrl-C; the same call goes on where it stopped.
     """
     target = Path(path)
-    if target.exists():
+    if os.path.lexists(target):
         raise FileExistsError(
             17, "there is something here already; choose another path or delete it", str(target)
         )
