@@ -24,7 +24,7 @@ from polyprag.jsonl import append_lines, read_resumable
 from polyprag.models import BaseModel, passage_text
 from polyprag.text import normalise
 
-PROMPT_VERSION = 1
+PROMPT_VERSION = 2
 QUESTION_MARKS = ("?", "？", "؟", ";", "।")
 DOCUMENTS_A_STEP = 72  # large batches are quick; what an interruption can cost
 
@@ -33,7 +33,7 @@ DOCUMENTS_A_STEP = 72  # large batches are quick; what an interruption can cost
 _QA_EXAMPLES = """\
 Text: Marta Helm was a German architect and painter.
 Answer: architect
-Question: What was Marta Helm's occupation?
+Question: What was the profession of Marta Helm?
 
 Text: Marta Helm was born in Lindau and designed 14 bridges.
 Answer: Lindau

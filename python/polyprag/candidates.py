@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from polyprag.text import normalise
 
@@ -102,21 +103,27 @@ def _definition(sentence: str) -> Iterator[tuple[int, int]]:
     stretch = _CALLED.search(sentence)
     if stretch is None:
         return
-    run: list[_Word] = []
-    for word in _words(sentence[stretch.end() :]):
-        gap = sentence[stretch.end() + (run[-1].end if run else word.start) : stretch.end() + word.start]
-        if word.is_content and gap in ("", " "):
-            run.append(word)
-            continue
-        if run:
+    rest = sentence[stretch.end() :]
+    runs: list[list[_Word]] = []
+    before: _Word | None = None
+    for word in _words(rest):
+        if (
+            word.is_content
+            and before is not None
+            and before.is_content
+            and rest[before.end : word.start] == " "
+        ):
+            runs[-1].append(word)
+        elif word.is_content:
+            runs.append([word])
+        elif not (word.is_name or word.lower in ("and", "a", "an")):
+            break
+        before = word
+    for run, following in zip_longest(runs, runs[1:]):
+        # "stage and film actor": what "film" does to "actor", "stage" does too.
+        adjective = len(run) == 1 and following and len(following) > 1
+        if not (adjective and rest[run[0].end : following[0].start] == " and "):
             yield stretch.end() + run[0].start, stretch.end() + run[-1].end
-            run = []
-        if word.is_content:
-            run = [word]
-        elif not (word.is_name or word.lower in ("and", "an", "a")):
-            return
-    if run:
-        yield stretch.end() + run[0].start, stretch.end() + run[-1].end
 
 
 def _numbers(sentence: str) -> Iterator[tuple[int, int]]:
@@ -141,7 +148,8 @@ def _names(sentence: str, *, from_start: bool = False) -> Iterator[tuple[int, in
                 run.pop()
             if run and (from_start or not (len(run) == 1 and run[0].start == 0)):
                 yield run[0].start, run[-1].end
-            run = [word] if word is not None and word.is_name else []
+            starts = word is not None and word.is_name and not (place == 0 and word.lower in _FUNCTION_WORDS)
+            run = [word] if word is not None and starts else []
 
 
 def _runs(sentence: str) -> Iterator[tuple[int, int]]:
@@ -167,12 +175,12 @@ _POSSESSIVES = frozenset("his her its their".split())
 _PLACE_BEFORE = frozenset("in at on near from to into inside outside beside of".split())
 _NAMING = frozenset("called named titled as".split())
 _YEAR = re.compile(r"1\d{3}|20\d{2}")
-_PERSON = re.compile(r"\b(?:he|she|his|her)\b|\(born ", re.IGNORECASE)
+_PERSON = re.compile(r"\b(?:he|she|his|her)\b|\(born |\([^()]*\d{4} ?[–-] ?[^()]*\d{4}\)", re.IGNORECASE)
 _BRACKETS = re.compile(r" ?\([^()]*\)")
 
 
 def is_person(text: str) -> bool:
-    """Whether an English text speaks of a person, by its pronouns."""
+    """Whether an English text speaks of a person, by its pronouns or by two years in brackets."""
     return _PERSON.search(text) is not None
 
 
@@ -234,7 +242,7 @@ def opener(sentence: str, answer: str, title: str = "", person: bool = False) ->
     called = _CALLED.search(sentence)
     if called is not None and is_subject and start in {at for at, _ in _definition(sentence)}:
         verb = called.group().split()[0]
-        return f"What {verb} {title}'s occupation" if person else f"What {verb} {title}"
+        return f"What {verb} the profession of {title}" if person else f"What {verb} {title}"
     return "Who" if "by" in before[-2:] else "What"
 
 
@@ -250,5 +258,5 @@ def _when(sentence: str, start: int, answer: str, title: str, last: str, born: b
     if born:
         return f"In what year was {title} born" if _YEAR.fullmatch(answer) else f"When was {title} born"
     if _YEAR.fullmatch(answer):
-        return "In what year" if last not in ("the", "a", "has", "have", "about") else "How many"
+        return "In what year" if last not in ("a", "has", "have", "about") else "How many"
     return "On what date"
