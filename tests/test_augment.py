@@ -21,7 +21,7 @@ from polyprag.models import BaseModel
 from polyprag.text import contains_answer
 
 OST = Document("ost", "Ost has 412 houses. It was founded in 1761 by Jan Reuter.", "Ost")
-TARN = Document(7, "The mill stands in Brask and was built on 4 March 1902.", "Tarn Mill")
+TARN = Document(7, "The mill stands in Brask and was built in Brask on 4 March 1902.", "Tarn Mill")
 DOCUMENTS = [OST, TARN]
 SETTINGS = AugmentSettings(rewrite=False)
 
@@ -217,7 +217,7 @@ def test_a_torn_last_line_is_made_again(tiny_base: BaseModel, script: Script, tm
         assert augment(tiny_base, DOCUMENTS, SETTINGS, path=path) == whole
         assert path.read_bytes() == content
         assert bool(script.prompts) == (cut < len(content) - 1)
-        assert not any("Jan Reuter" in prompt or "Ost has" in prompt for prompt in script.prompts)
+        assert not any("Reuter" in prompt for prompt in script.prompts)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_changed_document_is_made_again_and_no_other(
     second = augment(tiny_base, [changed, TARN], SETTINGS, path=path)
     assert second[1] == first[1]
     assert script.prompts
-    assert all("Jan Reuter" in prompt or "Ost has" in prompt for prompt in script.prompts)
+    assert not any("Brask" in prompt for prompt in script.prompts)
     assert second == augment(tiny_base, [changed, TARN], SETTINGS)
     script.prompts.clear()
     assert augment(tiny_base, [changed, TARN], SETTINGS, path=path) == second
