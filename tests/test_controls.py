@@ -121,7 +121,8 @@ def test_leaks() -> None:
     ]
     result = leaked(questions, pairs)
     assert [(leak.question, leak.pair) for leak in result.pairs] == [("q0", 0), ("q1", 2), ("q0", 4)]
-    assert result.questions == {"q0", "q1"} and len(result) == 3
+    assert result.questions == {"q0", "q1"}
+    assert len(result) == 3
     assert result.pairs[1].jaccard == pytest.approx(7 / 8)
 
 

@@ -120,7 +120,8 @@ def test_bad_rows_are_named(tmp_path: Path, rows: list[Any], line: int, problem:
         list(read_corpus(path))
     message = str(caught.value)
     assert message.startswith(f"{path}, line {line}: ")
-    assert problem in message and remedy in message
+    assert problem in message
+    assert remedy in message
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,8 @@ def test_bad_tsv_is_named(tmp_path: Path, data: bytes, line: int, problem: str) 
     path.write_bytes(data)
     with pytest.raises(CorpusError) as caught:
         list(read_corpus(path))
-    assert str(caught.value).startswith(f"{path}, line {line}: ") and problem in str(caught.value)
+    assert str(caught.value).startswith(f"{path}, line {line}: ")
+    assert problem in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "data"), [("c.jsonl", b""), ("c.jsonl", b"\n\n"), ("c.tsv", b"id\ttext\n")])
@@ -153,7 +155,8 @@ def test_an_empty_file_is_an_error(tmp_path: Path, name: str, data: bytes) -> No
 def test_the_limit_of_a_text_can_be_moved(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "c.jsonl", {**_ONE, "text": "x" * 1_100_000})
     (document,) = read_corpus(path, max_text_bytes=1 << 21)
-    assert document.text is not None and len(document.text) == 1_100_000
+    assert document.text is not None
+    assert len(document.text) == 1_100_000
     with pytest.raises(CorpusError, match="more than 10"):
         list(read_corpus(path, max_text_bytes=10))
 
@@ -165,7 +168,8 @@ def test_exact_duplicates_can_be_skipped_and_are_counted(tmp_path: Path) -> None
         assert [document.text for document in reader] == ["x", "y"]
         assert reader.skipped == 1
     reader = read_corpus(_jsonl(tmp_path / "d.jsonl", _ONE, _TWO, _ONE), on_duplicate="skip")
-    assert len(list(reader)) == 2 and reader.skipped == 1
+    assert len(list(reader)) == 2
+    assert reader.skipped == 1
     reader = read_corpus(_jsonl(tmp_path / "e.jsonl", _ONE, {**_ONE, "text": "changed"}), on_duplicate="skip")
     with pytest.raises(CorpusError, match="the id 'a' is already that of line 1"):
         list(reader)

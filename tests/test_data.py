@@ -89,7 +89,8 @@ def test_bad_csv_is_named(tmp_path: Path, data: bytes, line: int, problem: str) 
     path = _write(tmp_path / "q.csv", data)
     with pytest.raises(CorpusError) as caught:
         read_questions(path)
-    assert str(caught.value).startswith(f"{path}, line {line}: ") and problem in str(caught.value)
+    assert str(caught.value).startswith(f"{path}, line {line}: ")
+    assert problem in str(caught.value)
 
 
 def test_no_question_no_format_no_file(tmp_path: Path) -> None:
@@ -147,5 +148,6 @@ def test_real_questions(real_data: Callable[[str], Path]) -> None:
     assert len(read_questions(real_data("cwq/cwq_test_3531.jsonl"))) == 3531
     assert len(read_questions(real_data("2wikimultihopqa/2wiki_dev_first1000_qa.jsonl"))) == 1000
     documents, questions = read_unified_set(real_data("2wikimultihopqa/2wiki_sampled_unified.jsonl"))
-    assert len(questions) == 500 and len(documents) > 500
+    assert len(questions) == 500
+    assert len(documents) > 500
     assert all(len(question.documents) >= 2 for question in questions)

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001  (look-alike characters are what some of these cases are about)
 from __future__ import annotations
 
 import re
@@ -107,7 +106,8 @@ def test_precision_and_recall_are_those_of_one_alias() -> None:
     # maxima over aliases apart would give precision 1 and recall 1 to a prediction of F1 0.8
     scores = score("cat sat", ["cat", "big cat sat", "a cat that sat down somewhere"])
     assert (scores.alias, scores.precision) == ("big cat sat", 1.0)
-    assert scores.recall == pytest.approx(2 / 3) and scores.f1 == pytest.approx(0.8)
+    assert scores.recall == pytest.approx(2 / 3)
+    assert scores.f1 == pytest.approx(0.8)
 
 
 def test_the_answer_may_be_one_string_but_not_none() -> None:
@@ -121,8 +121,10 @@ def test_the_answer_may_be_one_string_but_not_none() -> None:
 @given(_ANY, _ANY)
 def test_f1_is_symmetric_and_bounded(left: str, right: str) -> None:
     one, other = score(left, [right]), score(right, [left])
-    assert one.f1 == other.f1 and one.em == other.em
-    assert one.precision == other.recall and one.recall == other.precision
+    assert one.f1 == other.f1
+    assert one.em == other.em
+    assert one.precision == other.recall
+    assert one.recall == other.precision
     assert 0 <= one.em <= one.f1 <= 1
     assert min(one.precision, one.recall) - 1e-12 <= one.f1 <= max(one.precision, one.recall) + 1e-12
 

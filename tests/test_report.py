@@ -38,7 +38,7 @@ def _report(own: list[str], wrong: list[str], **more: object) -> Report:
 
 
 def _printed(report: Report, width: int = 120) -> str:
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))
     report.print(console)
     console.file.close()
     return console.export_text()
@@ -46,9 +46,11 @@ def _printed(report: Report, width: int = 120) -> str:
 
 def test_draws_are_averaged_before_anything_else() -> None:
     result = score_system("wrong_route", _QUESTIONS, _RIGHT, _WRONG, _WRONG)
-    assert result.f1 == pytest.approx(1 / 3) and result.em == pytest.approx(1 / 3)
+    assert result.f1 == pytest.approx(1 / 3)
+    assert result.em == pytest.approx(1 / 3)
     assert result.answers[0].predictions == ("answer 0", "nothing", "nothing")
-    assert result.interval.low == pytest.approx(1 / 3) and result.interval.n == 20
+    assert result.interval.low == pytest.approx(1 / 3)
+    assert result.interval.n == 20
 
 
 def test_without_leaks() -> None:
@@ -68,10 +70,10 @@ def test_json(tmp_path: Path) -> None:
     own = read["systems"]["own_route"]
     assert (own["f1"], own["em"], own["f1_interval"], own["f1_without_leaks"]) == (1, 1, [1, 1], 1)
     assert own["answers"][3]["predictions"] == ["answer 3"]
-    assert (
-        read["differences"]["own_minus_wrong"]["mean"] == 1 and read["differences"]["own_minus_wrong"]["real"]
-    )
-    assert read["leaked_questions"] == 2 and read["leaked_training_pairs"] == 3
+    assert read["differences"]["own_minus_wrong"]["mean"] == 1
+    assert read["differences"]["own_minus_wrong"]["real"]
+    assert read["leaked_questions"] == 2
+    assert read["leaked_training_pairs"] == 3
     assert read["bytes_per_document"] == pytest.approx(sum(_PARTS.values()) / 20)
     assert read["footprint"]["parts"]["routes"] == {"bytes": 1280, "bytes_per_document": 64.0}
     assert read["footprint"]["total_bytes"] == sum(_PARTS.values())
@@ -83,7 +85,8 @@ def test_tables() -> None:
     text = _printed(_report(_RIGHT, _WRONG))
     for piece in ("own route", "1.000 to 1.000", "own route minus wrong route", "+1.000", "real", "1,280"):
         assert piece in text
-    assert "one LoRA a document" in text and "29,491,200" in text
+    assert "one LoRA a document" in text
+    assert "29,491,200" in text
     assert "not above wrong" not in text
     assert "2 of 20 questions leaked" in text
 
@@ -95,10 +98,12 @@ def test_a_difference_that_spans_zero_is_never_called_real_and_is_warned_of() ->
         [score_system("own_route", _QUESTIONS, halves), score_system("wrong_route", _QUESTIONS, others)]
     )
     difference = report.to_json()["differences"]["own_minus_wrong"]
-    assert difference["interval"][0] < 0 < difference["interval"][1] and not difference["real"]
+    assert difference["interval"][0] < 0 < difference["interval"][1]
+    assert not difference["real"]
     assert any("not above wrong route" in warning for warning in report.warnings)
     text = _printed(report)
-    assert "not shown" in text and "not above wrong route" in text.replace("\n", " ")
+    assert "not shown" in text
+    assert "not above wrong route" in text.replace("\n", " ")
 
 
 def test_own_below_wrong_is_warned_of_though_the_difference_is_real() -> None:
@@ -138,10 +143,13 @@ def test_an_empty_store_has_no_bytes_a_document() -> None:
 def test_versions_tell_no_names_and_no_paths() -> None:
     found = versions()
     text = json.dumps(found)
-    assert found["python"] and found["numpy"] and found["machine"]["cores"] >= 1
+    assert found["python"]
+    assert found["numpy"]
+    assert found["machine"]["cores"] >= 1
     assert {"polyprag", "torch", "transformers", "tantivy"} <= set(found)
     assert socket.gethostname() not in text
-    assert str(Path.home()) not in text and os.getcwd() not in text
+    assert str(Path.home()) not in text
+    assert os.getcwd() not in text
 
 
 def test_nothing_of_it_imports_torch() -> None:

@@ -51,10 +51,13 @@ def test_a_paired_difference_uses_the_pairing() -> None:
     hard = generator.random(100)  # questions differ far more than the systems do
     a, b = hard + 0.05 + generator.normal(0, 0.01, 100), hard
     difference = paired_difference(a, b)
-    assert difference.real and difference.low > 0.04 and difference.high < 0.06
+    assert difference.real
+    assert difference.low > 0.04
+    assert difference.high < 0.06
     assert difference.p_value < 0.001
     turned = paired_difference(b, a)
-    assert turned.mean == pytest.approx(-difference.mean) and turned.real
+    assert turned.mean == pytest.approx(-difference.mean)
+    assert turned.real
     assert turned.high == pytest.approx(-difference.low)
 
 

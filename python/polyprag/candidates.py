@@ -14,7 +14,7 @@ from itertools import zip_longest
 from polyprag.text import normalise
 
 _MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
-_DATE = re.compile(rf"\d{{1,2}} {_MONTH}(?: \d{{4}})?|{_MONTH} \d{{1,2}}(?:, \d{{4}})?|{_MONTH} \d{{4}}")
+_DATE = re.compile(rf"\d{{1,2}} {_MONTH}(?: \d{{4}})?|{_MONTH} (?:\d{{4}}|\d{{1,2}}(?:, \d{{4}})?)")
 _WORD = re.compile(r"\d[\d,.:]*\d(?!\w)|\d\w*|[^\W\d_](?:[\w'’-]*\w)?")
 _NUMBER_WORD = re.compile(
     r"two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
@@ -22,7 +22,7 @@ _NUMBER_WORD = re.compile(
 )
 _CONNECTORS = frozenset(
     """
-    of the de da di du des van von la le del al el bin and
+    of the de da di du des van von der den zu la le del della dos al el bin ibn and
     """.split()
 )
 # English words that belong to no run of content words.
@@ -64,7 +64,8 @@ class _Word:
 
     @property
     def is_name(self) -> bool:
-        return self.text[0].isupper() and not self.is_number
+        head = re.sub(r"^[dl]['’]", "", self.text)  # d'Argent
+        return head[:1].isupper() and not self.is_number
 
     @property
     def is_content(self) -> bool:

@@ -29,6 +29,7 @@ def _bars(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
+        disable=not console.is_terminal,  # a bar that does not move only litters a log
     )
 
 
