@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -38,9 +39,8 @@ def _report(own: list[str], wrong: list[str], **more: object) -> Report:
 
 
 def _printed(report: Report, width: int = 120) -> str:
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))
+    console = Console(width=width, record=True, file=io.StringIO())
     report.print(console)
-    console.file.close()
     return console.export_text()
 
 
