@@ -24,7 +24,7 @@ from polyprag.jsonl import append_lines, read_resumable
 from polyprag.models import BaseModel, passage_text
 from polyprag.text import normalise
 
-PROMPT_VERSION = 2
+PROMPT_VERSION = 3
 QUESTION_MARKS = ("?", "？", "؟", ";", "।")
 DOCUMENTS_A_STEP = 72  # large batches are quick; what an interruption can cost
 

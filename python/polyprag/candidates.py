@@ -45,6 +45,10 @@ _BEFORE_A_RUN = frozenset(
 )
 
 
+_NO_LONGER = frozenset("former retired late".split())
+_MEMBERSHIP = frozenset("member native part former retired".split())
+_BORN_IN = re.compile(r"\b[Bb]orn (?:[^.;()–]{0,40}? )?(?:in|at) (?=[^\W\d_a-z])")
+_BRACKETED_IN = re.compile(r"\([^()–]*?\d{4}(?: in|,) (?=[^\W\d_a-z])")
 _CALLED = re.compile(r"\b(?:is|was) (?:an?) ")
 
 
@@ -73,16 +77,17 @@ class _Word:
 
 
 def candidate_answers(sentence: str, title: str = "", limit: int = 6) -> list[str]:
-    """At most ``limit`` spans of ``sentence``: what its subject is said to be, then dates and numbers, then
-    names, then runs of content words.
+    """At most ``limit`` spans of ``sentence``: where its subject was born and what it is said to be, then dates
+    and numbers, then names, then runs of content words.
 
     What the title contains is left out, because a question has to name its subject.
     """
-    known = f" {normalise(title)} "
+    known = f" {normalise(_BRACKETS.sub('', title))} "
     subject = set(known.split())
     free = [True] * len(sentence)
     found: dict[str, str] = {}
-    for start, end in [*_definition(sentence), *_numbers(sentence), *_names(sentence), *_runs(sentence)]:
+    spans = [*_birthplace(sentence), *_definition(sentence), *_numbers(sentence), *_names(sentence)]
+    for start, end in [*spans, *_runs(sentence)]:
         text = sentence[start:end]
         plain = normalise(text)
         names_subject = text[0].isupper() and not subject.isdisjoint(plain.split())
@@ -108,23 +113,37 @@ def _definition(sentence: str) -> Iterator[tuple[int, int]]:
     runs: list[list[_Word]] = []
     before: _Word | None = None
     for word in _words(rest):
-        if (
-            word.is_content
-            and before is not None
-            and before.is_content
-            and rest[before.end : word.start] == " "
-        ):
+        joined = before is not None and rest[before.end : word.start] == " "
+        if word.is_content and before is not None and before.is_content and joined:
             runs[-1].append(word)
         elif word.is_content:
             runs.append([word])
-        elif not (word.is_name or word.lower in ("and", "a", "an")):
+        elif word.is_name:
+            if joined and before is not None and before.is_content:
+                runs.pop()  # "retired professional" in "a retired professional Canadian player"
+        elif word.lower not in ("and", "a", "an"):
             break
         before = word
     for run, following in zip_longest(runs, runs[1:]):
         # "stage and film actor": what "film" does to "actor", "stage" does too.
         adjective = len(run) == 1 and following and len(following) > 1
-        if not (adjective and rest[run[0].end : following[0].start] == " and "):
+        if adjective and rest[run[0].end : following[0].start] == " and ":
+            continue
+        while len(run) > 1 and run[0].lower in _NO_LONGER:
+            run = run[1:]
+        if run[-1].lower not in _MEMBERSHIP:
             yield stretch.end() + run[0].start, stretch.end() + run[-1].end
+
+
+def _birthplace(sentence: str) -> Iterator[tuple[int, int]]:
+    """The place in "born in Lindau", "born on 4 March 1902 in Lindau" and "(4 March 1902 in Lindau - 1971)"."""
+    for pattern in (_BORN_IN, _BRACKETED_IN):
+        found = pattern.search(sentence)
+        if found is not None:
+            name = next((n for n in _names(sentence) if n[0] == found.end()), None)
+            if name is not None:
+                yield name
+            return
 
 
 def _numbers(sentence: str) -> Iterator[tuple[int, int]]:
@@ -139,7 +158,9 @@ def _names(sentence: str, *, from_start: bool = False) -> Iterator[tuple[int, in
     """
     run: list[_Word] = []
     for place, word in enumerate([*_words(sentence), None]):
-        joins = word is not None and (not run or sentence[run[-1].end : word.start] in (" ", ". ", "-"))
+        joins = word is not None and (
+            not run or sentence[run[-1].end : word.start] in (" ", ". ", "-", ' "', '" ')
+        )
         if (
             word is not None and joins and word.is_name and not (place == 0 and word.lower in _FUNCTION_WORDS)
         ) or (word is not None and joins and run and word.lower in _CONNECTORS):
@@ -176,7 +197,9 @@ _POSSESSIVES = frozenset("his her its their".split())
 _PLACE_BEFORE = frozenset("in at on near from to into inside outside beside of".split())
 _NAMING = frozenset("called named titled as".split())
 _YEAR = re.compile(r"1\d{3}|20\d{2}")
-_PERSON = re.compile(r"\b(?:he|she|his|her)\b|\(born |\([^()]*\d{4} ?[–-] ?[^()]*\d{4}\)", re.IGNORECASE)
+_PERSON = re.compile(
+    r"\b(?:he|she|his|her|who)\b|\(born |\([^()]*\d{4}[^()]*[–-][^()]*\d{4}[^()]*\)", re.IGNORECASE
+)
 _BRACKETS = re.compile(r" ?\([^()]*\)")
 
 
@@ -235,7 +258,7 @@ def opener(sentence: str, answer: str, title: str = "", person: bool = False) ->
     if set(before[-3:]) & _NAMING:
         return "What is the name of"
     if answer[0].isupper():
-        if born and lead in ("in", "at"):
+        if is_subject and person and start in {at for at, _ in _birthplace(sentence)}:
             return f"Where was {title} born"
         if last == "by":
             return "Who"
@@ -250,7 +273,7 @@ def opener(sentence: str, answer: str, title: str = "", person: bool = False) ->
 def _when(sentence: str, start: int, answer: str, title: str, last: str, born: bool, of_person: bool) -> str:
     """The opener for a date or a year."""
     opened = sentence.rfind("(", 0, start)
-    if of_person and 0 <= opened and ")" not in sentence[opened:start]:
+    if of_person and opened >= 0 and ")" not in sentence[opened:start]:
         # (1902 - 1971), (born 1902): the first date in brackets behind a person's name, and the last.
         earlier = re.search(r"\d{4}", sentence[opened:start])
         if earlier is None:

@@ -10,13 +10,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from polyprag._polyprag import Combination, Document, Module, Store, StoreSpec
+from polyprag._polyprag import Combination, Document, Module, Store, StoreSpec, Writer
 from polyprag.augment import Augmentation, AugmentSettings, augment, read_pairs
 from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, DuplicateId, InvalidInput
 from polyprag.layers import ModuleShape, find_targets
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
-from polyprag.samples import SampleSettings, build_samples
+from polyprag.samples import Sample, SampleSettings, build_samples
 from polyprag.trainer import Encoding, Progress, TrainSettings, train
 
 AUGMENTATION = "augmentation.jsonl"
@@ -114,7 +114,7 @@ def encode(
     experts = {name: a.astype(experts_dtype) for name, a in encoding.experts.items()}
     decoder = encoding.decoder if spec.codec.startswith("code") else None
     with Store.create(target, spec, experts, decoder) as writer:
-        writer.add(documents, stored_routes(encoding, spec.codec))
+        _write(writer, documents, samples, stored_routes(encoding, spec.codec))
     checkpoint.unlink(missing_ok=True)
     return augmentations
 
@@ -170,10 +170,31 @@ def add(
             progress=reporter.training,
         )
         with store.writer() as writer:
-            added = writer.add(
-                documents, stored_routes(encoding, store.spec.codec), on_duplicate=on_duplicate
+            added = _write(
+                writer,
+                documents,
+                samples,
+                stored_routes(encoding, store.spec.codec),
+                on_duplicate=on_duplicate,
             )
     checkpoint.unlink(missing_ok=True)
+    return added
+
+
+def _write(
+    writer: Writer,
+    documents: Sequence[Document],
+    samples: Sequence[Sample],
+    routes: np.ndarray[Any, np.dtype[np.float32]],
+    *,
+    on_duplicate: Literal["error", "replace", "skip"] = "error",
+) -> int:
+    """Documents with their routes; one that gave no sample has a route that nothing trained, so it goes without."""
+    trained = sorted({sample.document for sample in samples})
+    rest = sorted(set(range(len(documents))) - set(trained))
+    added = writer.add([documents[i] for i in trained], routes[trained], on_duplicate=on_duplicate)
+    if rest:
+        added += writer.add([documents[i] for i in rest], on_duplicate=on_duplicate)
     return added
 
 
