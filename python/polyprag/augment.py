@@ -11,20 +11,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from polyprag._polyprag import Document
-from polyprag.candidates import candidate_answers, is_person, opener, with_subject
+from polyprag.candidates import candidate_answers, is_person, kinds, opener, with_subject
 from polyprag.errors import CorpusError
 from polyprag.generation import GenerationSettings, generate
 from polyprag.jsonl import append_lines, read_resumable
 from polyprag.models import BaseModel, passage_text
 from polyprag.text import normalise
 
-PROMPT_VERSION = 3
+PROMPT_VERSION = 4
 QUESTION_MARKS = ("?", "？", "؟", ";", "।")
 DOCUMENTS_A_STEP = 72  # large batches are quick; what an interruption can cost
 
@@ -109,12 +109,12 @@ def augment(
         CorpusError: ``path`` is no augmentation file.
     """
     keys = {d.id: _key(base, d, settings) for d in documents}
-    common = _common_spans(documents, settings)
+    corpus = _Corpus.of(documents, settings)
     done = _resume(path, keys) if path is not None else {}
     progress(len(done))
     open_documents = [d for d in documents if d.id not in done]
     for batch in _batches(open_documents, DOCUMENTS_A_STEP):
-        results = _augment_batch(base, batch, settings, common)
+        results = _augment_batch(base, batch, settings, corpus)
         if path is not None:
             append_lines(path, [{**asdict(r), "key": keys[r.id]} for r in results])
         done.update((r.id, r) for r in results)
@@ -139,13 +139,13 @@ def sentences(text: str) -> list[str]:
 
 
 def _augment_batch(
-    base: BaseModel, documents: Sequence[Document], settings: AugmentSettings, common: frozenset[str]
+    base: BaseModel, documents: Sequence[Document], settings: AugmentSettings, corpus: _Corpus
 ) -> list[Augmentation]:
     prompts: list[str] = []
     asked: list[tuple[int, str, str]] = []
     for row, document in enumerate(documents):
         title, person = document.title or "", is_person(document.text or "")
-        for sentence, answer in _spans(document, settings, common):
+        for sentence, answer in _spans(document, settings, corpus):
             begin = opener(sentence, answer, title, person)
             prompts.append(f"Text: {sentence}\nAnswer: {answer}\nQuestion:" + (f" {begin}" if begin else ""))
             asked.append((row, begin, answer))
@@ -174,30 +174,39 @@ def _joined(begin: str, rest: str) -> str:
     return re.sub(r" (?=['’?,])", "", " ".join(f"{begin} {rest}".split()))
 
 
-def _common_spans(documents: Sequence[Document], settings: AugmentSettings) -> frozenset[str]:
-    """Spans that a third of the corpus has (the name of an island, say).
+@dataclass(frozen=True)
+class _Corpus:
+    """What the first thousand documents tell of the corpus.
 
-    To ask for them tells no documents apart. Judged on the first thousand documents, and in no corpus of
-    fewer than 20.
+    common: spans that a third of it has (the name of an island, say), which tell no document from another;
+    a corpus of fewer than 20 has none. kinds: how many documents are said to be a mason, a ship and so on.
     """
-    sample = documents[:1000]
-    if len(sample) < 20:
-        return frozenset()
-    counts: Counter[str] = Counter()
-    for document in sample:
-        title = document.title or ""
-        counts.update({normalise(a) for s in _first(document, settings) for a in candidate_answers(s, title)})
-    return frozenset(span for span, count in counts.items() if 3 * count > len(sample))
+
+    common: frozenset[str]
+    kinds: Mapping[str, int]
+
+    @classmethod
+    def of(cls, documents: Sequence[Document], settings: AugmentSettings) -> _Corpus:
+        sample = documents[:1000]
+        spans: Counter[str] = Counter()
+        kind_counts: Counter[str] = Counter()
+        for document in sample:
+            lines, title = _first(document, settings), document.title or ""
+            spans.update({normalise(a) for line in lines for a in candidate_answers(line, title)})
+            kind_counts.update({k for line in lines for k in kinds(line)})
+        enough = len(sample) >= 20
+        common = frozenset(span for span, n in spans.items() if enough and 3 * n > len(sample))
+        return cls(common, kind_counts)
 
 
-def _spans(document: Document, settings: AugmentSettings, common: frozenset[str]) -> list[tuple[str, str]]:
+def _spans(document: Document, settings: AugmentSettings, corpus: _Corpus) -> list[tuple[str, str]]:
     """(sentence, span to ask for), the most worth asking first."""
     title = document.title or ""
     by_sentence = [
         [
             (with_subject(sentence, title, answer), answer)
-            for answer in candidate_answers(sentence, title)
-            if normalise(answer) not in common
+            for answer in candidate_answers(sentence, title, kinds=corpus.kinds)
+            if normalise(answer) not in corpus.common
         ]
         for sentence in _first(document, settings)
     ]

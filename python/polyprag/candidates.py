@@ -7,7 +7,7 @@ that. Dates, numbers, names and short runs of content words are found here by th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -76,17 +76,22 @@ class _Word:
         return not (self.is_number or self.is_name or self.lower in _FUNCTION_WORDS)
 
 
-def candidate_answers(sentence: str, title: str = "", limit: int = 6) -> list[str]:
+def candidate_answers(
+    sentence: str, title: str = "", limit: int = 6, kinds: Mapping[str, int] | None = None
+) -> list[str]:
     """At most ``limit`` spans of ``sentence``: where its subject was born and what it is said to be, then dates
     and numbers, then names, then runs of content words.
 
-    What the title contains is left out, because a question has to name its subject.
+    ``kinds``: how many documents are said to be what :func:`kind` names; of "a peer, diplomat and politician"
+    the commonest comes first. What the title contains is left out, because a question has to name its subject.
     """
+    common = kinds or {}
+    called = sorted(_definition(sentence), key=lambda at: -common.get(kind(sentence[at[0] : at[1]]), 0))
     known = f" {normalise(_BRACKETS.sub('', title))} "
     subject = set(known.split())
     free = [True] * len(sentence)
     found: dict[str, str] = {}
-    spans = [*_birthplace(sentence), *_definition(sentence), *_numbers(sentence), *_names(sentence)]
+    spans = [*_birthplace(sentence), *called, *_numbers(sentence), *_names(sentence)]
     for start, end in [*spans, *_runs(sentence)]:
         text = sentence[start:end]
         plain = normalise(text)
@@ -95,6 +100,16 @@ def candidate_answers(sentence: str, title: str = "", limit: int = 6) -> list[st
             free[start:end] = [False] * (end - start)
             found.setdefault(plain, text)
     return list(found.values())[:limit]
+
+
+def kinds(sentence: str) -> set[str]:
+    """What the subject of ``sentence`` is said to be, by last words: {"mason", "actor"}."""
+    return {kind(sentence[start:end]) for start, end in _definition(sentence)}
+
+
+def kind(span: str) -> str:
+    """The last word of a span, folded: "actor" of "film actor"."""
+    return (normalise(span).split() or [""])[-1]
 
 
 def _words(sentence: str) -> list[_Word]:
@@ -229,7 +244,7 @@ def with_subject(sentence: str, title: str, answer: str = "") -> str:
         return sentence
     rest = sentence[name[1] :]
     bracket = _BRACKETS.match(rest)
-    if bracket is not None and (not answer or answer in rest[bracket.end() :]):
+    if bracket is not None and (not answer or answer not in bracket.group()):
         rest = rest[bracket.end() :]
     return title + rest
 

@@ -39,12 +39,16 @@ Keep = Literal["gold", "first", "all"]
 Routing = Literal["code", "table"]
 OnDuplicate = Literal["error", "replace", "skip"]
 
-StorePath = Annotated[Path, typer.Argument(help="The store, a folder such as `wiki.polyprag`.")]
+# readable=False: opening a file says what is wrong with it; typer would call it a wrong use of the command.
+StorePath = Annotated[
+    Path, typer.Argument(help="The store, a folder such as `wiki.polyprag`.", readable=False)
+]
 CorpusPath = Annotated[
     Path,
     typer.Argument(
         help="JSONL or TSV (`.gz` too) with `text` and, if there are, `id`, `title`, `metadata`; "
-        "or unified rows."
+        "or unified rows.",
+        readable=False,
     ),
 ]
 Model = Annotated[
@@ -67,7 +71,8 @@ KeepPassages = Annotated[Keep, typer.Option(help="Unified rows only: which passa
 Work = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the augmentation and the checkpoint, to resume from. Default: `STORE.work`."
+        help="Folder of the augmentation and the checkpoint, to resume from. Default: `STORE.work`.",
+        readable=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
@@ -239,7 +244,8 @@ def evaluate(
         Path,
         typer.Argument(
             help="JSONL or CSV with `question`, `answers` and `documents` (gold ids), `id` and `type` "
-            "if there are; or unified rows."
+            "if there are; or unified rows.",
+            readable=False,
         ),
     ],
     report: Annotated[
@@ -251,7 +257,8 @@ def evaluate(
     augmentation: Annotated[
         Path | None,
         typer.Option(
-            help="File of the training pairs, to count leaked questions. Default: those in `STORE.work`."
+            help="File of the training pairs, to count leaked questions. Default: those in `STORE.work`.",
+            readable=False,
         ),
     ] = None,
     model: AskModel = None,
