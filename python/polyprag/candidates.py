@@ -79,11 +79,12 @@ class _Word:
 def candidate_answers(
     sentence: str, title: str = "", limit: int = 6, kinds: Mapping[str, int] | None = None
 ) -> list[str]:
-    """At most ``limit`` spans of ``sentence``: where its subject was born and what it is said to be, then dates
-    and numbers, then names, then runs of content words.
+    """At most ``limit`` spans of ``sentence``.
 
-    ``kinds``: how many documents are said to be what :func:`kind` names; of "a peer, diplomat and politician"
-    the commonest comes first. What the title contains is left out, because a question has to name its subject.
+    First where its subject was born and what it is said to be, then dates and numbers, then names, then runs of
+    content words. ``kinds``: how many documents are said to be what :func:`kind` names; of "a peer, diplomat
+    and politician" the commonest comes first. What the title contains is left out, because a question has to
+    name its subject.
     """
     common = kinds or {}
     called = sorted(_definition(sentence), key=lambda at: -common.get(kind(sentence[at[0] : at[1]]), 0))
@@ -151,7 +152,7 @@ def _definition(sentence: str) -> Iterator[tuple[int, int]]:
 
 
 def _birthplace(sentence: str) -> Iterator[tuple[int, int]]:
-    """The place in "born in Lindau", "born on 4 March 1902 in Lindau" and "(4 March 1902 in Lindau - 1971)"."""
+    """The place in "born in Lindau", "born on 4 May 1902 in Lindau" and "(4 May 1902 in Lindau - 1971)"."""
     for pattern in (_BORN_IN, _BRACKETED_IN):
         found = pattern.search(sentence)
         if found is not None:
@@ -224,7 +225,7 @@ def is_person(text: str) -> bool:
 
 
 def with_subject(sentence: str, title: str, answer: str = "") -> str:
-    """The sentence with the title in the place of the pronoun, or of another form of the name, that begins it.
+    """The sentence with the title in the place of the pronoun, or of another form of the name, at its start.
 
     What stands in brackets behind the name goes too, unless the answer is in it.
     """
