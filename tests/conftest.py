@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from polyprag.models import BaseModel
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
+
+# On a busy machine a case is slow without being wrong. `make proof` takes the second profile.
+settings.register_profile("suite", parent=settings(), deadline=None)
+settings.register_profile("proof", parent=settings(), deadline=None, max_examples=20_000)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

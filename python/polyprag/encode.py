@@ -189,7 +189,7 @@ def _write(
     *,
     on_duplicate: Literal["error", "replace", "skip"] = "error",
 ) -> int:
-    """Documents with their routes; one that gave no sample goes without, because nothing trained its route."""
+    """Documents with their routes; one that gave no sample goes without, since nothing trained its route."""
     trained = sorted({sample.document for sample in samples})
     rest = sorted(set(range(len(documents))) - set(trained))
     added = writer.add([documents[i] for i in trained], routes[trained], on_duplicate=on_duplicate)
