@@ -82,8 +82,8 @@ def candidate_answers(
     """At most ``limit`` spans of ``sentence``.
 
     First where its subject was born and what it is said to be, then dates and numbers, then names, then runs
-    of content words. ``kinds``: how many documents are said to be what :func:`kind` names; of "a peer, diplomat
-    and politician" the commonest comes first. What the title contains is left out, because a question has to
+    of content words. ``kinds``: how many documents are said to be what :func:`kind` names; of "a peer and
+    politician" the commoner comes first. What the title contains is left out, because a question has to
     name its subject.
     """
     common = kinds or {}
