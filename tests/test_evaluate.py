@@ -1,0 +1,170 @@
+"""One evaluation on a tiny store: every system is asked rightly, and the report says what it knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyprag import Combination, Document
+from polyprag.engine import Engine
+from polyprag.errors import CorpusError, InvalidInput
+from polyprag.evaluation.data import Question
+from polyprag.evaluation.run import evaluate
+from polyprag.models import BaseModel
+from polyprag.systems import Combine, Rag, RetrievedRoute, RouteOfDocuments, UniformRoute
+
+NAMES = ["amber", "birch", "coral", "denim", "ebony", "fjord"]
+DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in {n}ost.", f"Mill {n}") for i, n in enumerate(NAMES)]
+QUESTIONS = [
+    Question(f"q{i}", f"Where is the {n} mill?", (f"{n}ost",), None, (f"d{i}",)) for i, n in enumerate(NAMES)
+]
+SYSTEMS = ["closed_book", "own_route", "bm25_route", "bm25_route_k3", "wrong_route", "uniform_route"]
+WITH_TEXT = ["rag", "combine"]
+MakeStore = Callable[..., Path]
+
+
+@pytest.fixture
+def engine(make_store: MakeStore, tmp_path: Path, tiny_base: BaseModel) -> Any:
+    with Engine.open(make_store(tmp_path / "s", DOCUMENTS), tiny_base) as engine:
+        yield engine
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Any], list[list[str]] | None]]:
+    """The routes and the passages of every call of ``Engine.answer``."""
+    calls: list[tuple[list[Any], list[list[str]] | None]] = []
+    answer = Engine.answer
+
+    def spy(self: Engine, questions: Sequence[str], routes: Any, **more: Any) -> list[str]:
+        calls.append((list(routes), more.get("passages")))
+        return answer(self, questions, routes, **more)
+
+    monkeypatch.setattr(Engine, "answer", spy)
+    return calls
+
+
+def test_every_system_has_its_figures(engine: Engine, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    report = evaluate(
+        engine,
+        QUESTIONS,
+        training_pairs=[
+            ("Where is the amber mill?", "x"),
+            ("Who built it?", "y"),
+            ("where is amber mill", "z"),
+        ],
+        seed=3,
+        settings={"note": "tiny"},
+        progress=lambda *step: seen.append(step),
+    )
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    report.save(path)
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["report.json"]
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert sorted(found["systems"]) == sorted(SYSTEMS + WITH_TEXT)
+    for name, system in found["systems"].items():
+        assert 0 <= system["em"] <= 1
+        assert 0 <= system["f1"] <= 1
+        assert [a["id"] for a in system["answers"]] == [q.id for q in QUESTIONS]
+        assert {len(a["predictions"]) for a in system["answers"]} == {3 if name == "wrong_route" else 1}
+        assert system["seconds"] > 0
+    assert found["leaked_questions"] == 1
+    assert found["leaked_question_ids"] == ["q0"]
+    assert found["leaked_training_pairs"] == 2
+    assert found["bytes_per_document"] == pytest.approx(engine.store.info().bytes_per_document)
+    assert found["seconds"]["evaluate"] > 0
+    assert found["seed"] == 3
+    settings = found["settings"]
+    assert (settings["base_model"], settings["dtype"], settings["codec"]) == ("tiny", "float32", "f32")
+    assert (settings["note"], settings["wrong_draws"]) == ("tiny", 3)
+    assert "own_minus_wrong" in found["differences"]
+    assert [step[1:] for step in seen] == [(i, 8) for i in range(9)]
+    again = evaluate(engine, QUESTIONS, seed=3)
+    assert {n: s.answers for n, s in again.systems.items()} == {
+        n: s.answers for n, s in report.systems.items()
+    }
+
+
+def test_own_and_wrong_documents(engine: Engine, asked: list[Any]) -> None:
+    evaluate(engine, QUESTIONS)
+    rows = {
+        row.tobytes(): id
+        for id, row in zip(engine.store, engine.store.routes(list(engine.store)), strict=True)
+    }
+    named = [
+        [rows.get(np.asarray(r, dtype=np.float32).tobytes()) for r in routes]
+        for routes, passages in asked
+        if passages is None
+    ]
+    own = [q.documents[0] for q in QUESTIONS]
+    assert named[0] == own
+    assert named[1] == own, "the question names its mill, so BM25 finds it"
+    assert named[2] == [None] * len(own), "three are mixed"
+    for draw in named[3:6]:
+        assert sorted(draw) == sorted(own), "each is wrong for one question"
+        assert all(a != b for a, b in zip(draw, own, strict=True))
+    uniform = asked[6][0]
+    assert all((route == 0.25).all() for route in uniform)
+    (combined,) = [call for call in asked if call[1] is not None]
+    assert combined[1][0] == ["Mill amber\nThe amber mill stands in amberost."]
+
+
+def test_gold_documents_of_a_question_are_mixed_alike(engine: Engine, asked: list[Any]) -> None:
+    RouteOfDocuments(engine, [("d0", "d3")]).answer(QUESTIONS[:1])
+    np.testing.assert_allclose(asked[0][0][0], engine.store.routes(["d0", "d3"]).mean(0), atol=1e-6)
+
+
+def test_a_store_without_text_has_no_passages_to_give(
+    make_store: MakeStore, tmp_path: Path, tiny_base: BaseModel
+) -> None:
+    path = make_store(tmp_path / "s", DOCUMENTS, keep_text=False, combination=Combination(2, "score", 0.3))
+    with Engine.open(path, tiny_base) as engine:
+        report = evaluate(engine, QUESTIONS, training_pairs=[])
+        assert sorted(report.systems) == sorted(SYSTEMS)
+        assert report.to_json()["leaked_questions"] == 0
+        assert report.settings["passages"] == 2
+        assert not any("leaked" in warning for warning in report.warnings)
+
+
+def test_leaks_that_nobody_counted_are_unknown(engine: Engine) -> None:
+    report = evaluate(engine, QUESTIONS)
+    found = report.to_json()
+    for key in ("leaked_questions", "leaked_question_ids", "leaked_training_pairs"):
+        assert found[key] is None
+    assert {system["f1_without_leaks"] for system in found["systems"].values()} == {None}
+    assert any("training pairs are not known" in warning for warning in found["warnings"])
+
+
+def test_questions_that_cannot_be_measured_are_named(engine: Engine) -> None:
+    def refuse(match: str, *questions: Question) -> None:
+        with pytest.raises(CorpusError, match=match):
+            evaluate(engine, questions)
+
+    refuse("no question")
+    refuse("'q9' names no gold document", *QUESTIONS, Question("q9", "Why?", ("x",)))
+    refuse(
+        "'q9': its document 'd9' is not in", *QUESTIONS, Question("q9", "Why?", ("x",), None, ("d0", "d9"))
+    )
+    with pytest.raises(InvalidInput, match="different answers"):
+        evaluate(engine, QUESTIONS[:1])
+    with engine.store.writer() as writer:
+        writer.add([Document("bare", "A mill without a route.")])
+    engine.store.refresh()
+    refuse("'bare' has no route", *QUESTIONS, Question("q9", "Why?", ("x",), None, ("bare",)))
+
+
+def test_systems_are_what_the_engine_does(engine: Engine) -> None:
+    for k in (1, 3):
+        expected = [a.text for a in engine.ask_batch([q.question for q in QUESTIONS], k=k)]
+        assert RetrievedRoute(engine, k=k).answer(QUESTIONS) == expected
+    assert len(set(UniformRoute(engine).answer(QUESTIONS))) > 1, "the questions differ"
+    for system in (Rag(engine.base, engine.store, k=2), Combine(engine, k=2)):
+        assert len(system.answer(QUESTIONS)) == len(QUESTIONS)
+    nothing = [Question("q", "?!", ("x",))]
+    assert len(Combine(engine).answer(nothing)) == len(Rag(engine.base, engine.store).answer(nothing)) == 1
