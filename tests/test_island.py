@@ -13,8 +13,18 @@ import pytest
 
 DEMO = Path(__file__).resolve().parents[1] / "python" / "polyprag" / "demo"
 KINDS = {
-    "person", "place", "work", "law", "ship", "species",
-    "festival", "building", "dish", "institution", "event", "office",
+    "person",
+    "place",
+    "work",
+    "law",
+    "ship",
+    "species",
+    "festival",
+    "building",
+    "dish",
+    "institution",
+    "event",
+    "office",
 }
 ARTICLES = {"a", "an", "the"}
 
@@ -45,9 +55,7 @@ def holds(text, phrase):
 
 
 def documents_with(phrase):
-    return [
-        d["id"] for d in DOCUMENTS if holds(d["title"], phrase) or holds(d["text"], phrase)
-    ]
+    return [d["id"] for d in DOCUMENTS if holds(d["title"], phrase) or holds(d["text"], phrase)]
 
 
 def test_counts():
