@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 __version__: str
+tantivy_version: str
 
 __all__ = [
     "Combination",
@@ -26,6 +27,7 @@ __all__ = [
     "VerifyReport",
     "Writer",
     "__version__",
+    "tantivy_version",
 ]
 
 @final

@@ -35,6 +35,11 @@ use self::directory::StoreDirectory;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 
+/// The version of Tantivy, and of the index format that it writes.
+pub fn tantivy_version() -> &'static str {
+    tantivy::version_string()
+}
+
 const DOCNO: &str = "docno";
 const BODY: &str = "body";
 
