@@ -94,7 +94,8 @@ def run(seed: int, questions: int, work: Path, model: str | None) -> dict[str, A
         command += ["--model", model]
     subprocess.run(command, check=True)
     content: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-    content["seconds"]["encode"] = encoded
+    content["stage_seconds"]["encode"] = encoded
+    content["seconds"] += encoded
     report.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return content
 
@@ -110,7 +111,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "own_minus_wrong": fmean(r["differences"]["own_minus_wrong"]["mean"] for r in runs),
         "leaked_questions": runs[0]["leaked_questions"],
         "bytes_per_document": fmean(r["bytes_per_document"] for r in runs),
-        "seconds": {key: fmean(r["seconds"][key] for r in runs) for key in runs[0]["seconds"]},
+        "seconds": fmean(r["seconds"] for r in runs),
     }
     for result in runs:
         for system in result["systems"].values():

@@ -77,7 +77,8 @@ def test_json(tmp_path: Path) -> None:
     assert read["bytes_per_document"] == pytest.approx(sum(_PARTS.values()) / 20)
     assert read["footprint"]["parts"]["routes"] == {"bytes": 1280, "bytes_per_document": 64.0}
     assert read["footprint"]["total_bytes"] == sum(_PARTS.values())
-    assert (read["seed"], read["settings"], read["seconds"]) == (42, {"k": 3}, {"own_route": 1.5})
+    assert (read["seed"], read["settings"], read["seconds"]) == (42, {"k": 3}, 1.5)
+    assert read["stage_seconds"] == {"own_route": 1.5}
     assert read["versions"]["python"]
 
 

@@ -60,11 +60,11 @@ def run(
     ended = time.monotonic()
 
     content = json.loads(report.read_text(encoding="utf-8"))
-    content["seconds"] = {
+    content["seconds"] = ended - started
+    content["stage_seconds"] = {
         "load": loaded - started,
         "encode": encoded - loaded,
-        **content["seconds"],
-        "total": ended - started,
+        **content["stage_seconds"],
     }
     write_atomic(report, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     out.print(f"{ended - started:.0f} s in all; everything is in {report}", highlight=False)

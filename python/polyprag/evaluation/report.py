@@ -319,6 +319,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values, every answer included."""
+        stages = dict(self.seconds) if isinstance(self.seconds, Mapping) else {}
         return {
             "systems": {
                 name: {**system.to_json(), "f1_without_leaks": self._without_leaks(system)}
@@ -343,7 +344,8 @@ class Report:
             "leaked_training_pairs": None if self.leaked is None else self.leaked_pairs,
             "bytes_per_document": None if self.footprint is None else self.footprint.bytes_per_document,
             "footprint": None if self.footprint is None else self.footprint.to_json(),
-            "seconds": dict(self.seconds) if isinstance(self.seconds, Mapping) else self.seconds,
+            "seconds": sum(stages.values()) if stages else self.seconds,
+            "stage_seconds": stages,
             "settings": dict(self.settings),
             "seed": self.seed,
             "versions": dict(self.versions),
