@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 settings.register_profile("suite", parent=settings(), deadline=None)
 settings.register_profile("proof", parent=settings(), deadline=None, max_examples=20_000)
 settings.load_profile("suite")
+
+# Started in the background of a script, as a CI may, the tests inherit an ignored Ctrl-C and so do the commands
+# that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
