@@ -23,8 +23,7 @@ settings.register_profile("suite", parent=settings(), deadline=None)
 settings.register_profile("proof", parent=settings(), deadline=None, max_examples=20_000)
 settings.load_profile("suite")
 
-# Started in the background of a script, as a CI may, the tests inherit an ignored Ctrl-C and so do the commands
-# that they start and interrupt.
+# Started in the background of a script, as a CI may, the tests would inherit an ignored Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
