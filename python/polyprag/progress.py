@@ -50,6 +50,7 @@ class Bars:
     def augmenting(self, done: int, total: int) -> None:
         """``done`` of ``total`` documents have their pairs and rewrite."""
         self._update("Augmenting", done, total, "documents")
+        self._progress.refresh()  # steps are few: each is shown
 
     def training(self, progress: Step) -> None:
         """One step is done."""
