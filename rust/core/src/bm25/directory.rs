@@ -241,14 +241,24 @@ impl Directory for StoreDirectory {
             self.state()
                 .files
                 .get(name)
-                .map(|entry| (full_name(name), entry.length))
+                .map(|entry| (full_name(name), entry.clone()))
         });
-        let Some((name, length)) = known else {
+        let Some((name, entry)) = known else {
             return Err(OpenReadError::FileDoesNotExist(self.path_of(path)));
         };
         let map = self
             .store
-            .map(&name, length)
+            .map(&name, entry.length)
+            .and_then(|map| {
+                if path.extension().is_some_and(|e| e == "store")
+                    && entry.published
+                    && *blake3::hash(&map).as_bytes() != entry.blake3
+                {
+                    let reason = "its BLAKE3 is not the one that the manifest gives";
+                    return Err(Error::corrupt_index(self.path_of(path), reason));
+                }
+                Ok(map)
+            })
             .map_err(|error| OpenReadError::wrap_io_error(self.fail(error), self.path_of(path)))?;
         Ok(Arc::new(OwnedBytes::new(StableMap(map))))
     }
