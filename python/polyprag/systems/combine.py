@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from polyprag.engine import Engine
 from polyprag.evaluation.data import Question
-from polyprag.systems.rag import retrieved_passages
+from polyprag.systems.rag import passages_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Combine:
     def answer(self, questions: Sequence[Question]) -> list[str]:
         store = self.engine.store
         combination = store.spec.combination
-        passages = retrieved_passages(store, questions, self.k)
-        hits = store.search_many([q.question for q in questions], self.k)
-        routes = [self.engine.combine(h, combination.rule, combination.temperature)[0] for h in hits]  # type: ignore[arg-type]
+        found = store.search_many([q.question for q in questions], self.k)
+        passages = [passages_of(store, hits) for hits in found]
+        routes = [self.engine.combine(h, combination.rule, combination.temperature)[0] for h in found]  # type: ignore[arg-type]
         return self.engine.answer([q.question for q in questions], routes, passages=passages)

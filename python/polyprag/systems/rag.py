@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyprag._polyprag import Store
+from polyprag._polyprag import Hit, Store
 from polyprag.engine import ANSWERS
 from polyprag.evaluation.data import Question
 from polyprag.generation import generate
@@ -23,18 +23,15 @@ class Rag:
     name: str = "rag"
 
     def answer(self, questions: Sequence[Question]) -> list[str]:
+        found = self.store.search_many([q.question for q in questions], self.k)
         prompts = [
-            question_prompt(q.question, passages)
-            for q, passages in zip(questions, retrieved_passages(self.store, questions, self.k), strict=True)
+            question_prompt(q.question, passages_of(self.store, hits))
+            for q, hits in zip(questions, found, strict=True)
         ]
         done = sorted(generate(self.base, prompts, ANSWERS, prefix=rag_examples()))
         return [answer_text(text) for _, text in done]
 
 
-def retrieved_passages(store: Store, questions: Sequence[Question], k: int) -> list[list[str]]:
-    """The texts of the k documents that BM25 finds for each question, best first."""
-    found = store.search_many([q.question for q in questions], k)
-    return [
-        [passage_text(d.title, d.text or "") for d in store.documents([hit.id for hit in hits])]
-        for hits in found
-    ]
+def passages_of(store: Store, hits: Sequence[Hit]) -> list[str]:
+    """The texts of the documents that were found, as they stand in prompts."""
+    return [passage_text(d.title, d.text or "") for d in store.documents([hit.id for hit in hits])]
