@@ -362,14 +362,12 @@ def _recipe(*, epochs: int | None, pairs: int | None, rewrite: bool, seed: int, 
 
     from polyprag.encode import Recipe
 
-    recipe = Recipe()
+    recipe = Recipe().seeded(seed)
     if epochs is not None:
         train["epochs"] = epochs
-    augment = replace(
-        recipe.augment, seed=seed, pairs=recipe.augment.pairs if pairs is None else pairs, rewrite=rewrite
-    )
+    augment = replace(recipe.augment, pairs=pairs or recipe.augment.pairs, rewrite=rewrite)
     samples = replace(recipe.samples, with_passage=2) if rewrite else recipe.samples
-    return replace(recipe, augment=augment, samples=samples, train=replace(recipe.train, seed=seed, **train))
+    return replace(recipe, augment=augment, samples=samples, train=replace(recipe.train, **train))
 
 
 def _inspect(store: Path, as_json: bool) -> None:

@@ -33,6 +33,10 @@ class Recipe:
     train: TrainSettings = TrainSettings()
     add_epochs: int = 4
 
+    def seeded(self, seed: int) -> Recipe:
+        """The same recipe, with one seed for the whole run."""
+        return replace(self, augment=replace(self.augment, seed=seed), train=replace(self.train, seed=seed))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

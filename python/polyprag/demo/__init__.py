@@ -30,7 +30,7 @@ def run(
     ``folder/report.json``. A store of an earlier, finished run is replaced.
 
     Raises:
-        SystemExit: the evaluation failed; it has said why.
+        subprocess.CalledProcessError: the evaluation failed; it has said why.
     """
     store, report = folder / "island.polyprag", folder / "report.json"
     started = time.monotonic()
@@ -46,7 +46,7 @@ def run(
         highlight=False,
     )
     with Bars(err) as bars:
-        encode(base, documents, store, demo_recipe(seed), reporter=bars)
+        encode(base, documents, store, Recipe().seeded(seed), reporter=bars)
     encoded = time.monotonic()
 
     out.print("The store is closed. A fresh process opens it and answers.", highlight=False)
@@ -54,9 +54,7 @@ def run(
     command += ["--seed", str(seed), "--device", device, "--dtype", dtype]
     if model is not None:
         command += ["--model", model]
-    asked = subprocess.run(command, check=False)  # noqa: S603 - our own interpreter, module and paths
-    if asked.returncode:
-        raise SystemExit(asked.returncode)
+    subprocess.run(command, check=True)  # noqa: S603 - our own interpreter, module and paths
     ended = time.monotonic()
 
     content = json.loads(report.read_text(encoding="utf-8"))
@@ -69,11 +67,3 @@ def run(
     write_atomic(report, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     out.print(f"{ended - started:.0f} s in all; everything is in {report}", highlight=False)
     out.print(f'\nNext: polyprag ask {store} "{EXAMPLE}"', style="bold", highlight=False)
-
-
-def demo_recipe(seed: int) -> Recipe:
-    """The default recipe with this seed."""
-    from dataclasses import replace
-
-    recipe = Recipe()
-    return replace(recipe, augment=replace(recipe.augment, seed=seed), train=replace(recipe.train, seed=seed))
