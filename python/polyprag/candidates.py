@@ -177,17 +177,15 @@ def _names(sentence: str, *, from_start: bool = False) -> Iterator[tuple[int, in
         joins = word is not None and (
             not run or sentence[run[-1].end : word.start] in (" ", ". ", "-", ' "', '" ')
         )
-        if (
-            word is not None and joins and word.is_name and not (place == 0 and word.lower in _FUNCTION_WORDS)
-        ) or (word is not None and joins and run and word.lower in _CONNECTORS):
+        begins = word is not None and word.is_name and not (place == 0 and word.lower in _FUNCTION_WORDS)
+        if word is not None and joins and (begins or (run and word.lower in _CONNECTORS)):
             run.append(word)
         else:
             while run and not run[-1].is_name:
                 run.pop()
             if run and (from_start or not (len(run) == 1 and run[0].start == 0)):
                 yield run[0].start, run[-1].end
-            starts = word is not None and word.is_name and not (place == 0 and word.lower in _FUNCTION_WORDS)
-            run = [word] if word is not None and starts else []
+            run = [word] if word is not None and begins else []
 
 
 def _runs(sentence: str) -> Iterator[tuple[int, int]]:
