@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::files::INDEX_FOLDER;
 use crate::manifest::{CURRENT, Current, Hash, Manifest, Part, role};
 use crate::routes::scales::{Scales, column_maxima, fits, widen};
-use crate::routes::{SegmentPlan, write_segment};
+use crate::routes::{SegmentPlan, SegmentWriter};
 use crate::writer::{Base, Session};
 
 /// The manifest in the making, and the files written for it, which go if the commit fails.
@@ -149,17 +149,27 @@ impl Session {
             });
         }
         let file = next.file(role::ROUTES, "seg");
-        let codec_name = self.spec.codec.to_string();
         let plan = SegmentPlan {
-            codec: self.codec.as_ref(),
-            codec_name: &codec_name,
+            codec_name: self.spec.codec.to_string(),
+            width: self.codec.record_bytes(),
             first: staged.first,
             decoder: decoder.map(|d| d.0),
-            scales: fitted
-                .as_ref()
-                .map(|(values, hash)| (values.as_slice(), hash.0)),
+            scales: fitted.as_ref().map(|(_, hash)| hash.0),
         };
-        let digest = write_segment(&self.dir, &file, &plan, &rows)?;
+        let scales = fitted.as_ref().map_or(&[][..], |(values, _)| values);
+        let mut segment = SegmentWriter::create(&self.dir, &file, plan)?;
+        let mut record = Vec::with_capacity(self.codec.record_bytes());
+        for row in &rows {
+            record.clear();
+            match row {
+                Some(row) => {
+                    self.codec.encode(row, scales, &mut record);
+                    segment.write(&record)?;
+                }
+                None => segment.skip(1),
+            }
+        }
+        let digest = segment.finish()?;
         let mut part = Part::new(role::ROUTES, file, digest);
         part.parameters = decoder
             .into_iter()

@@ -1,8 +1,11 @@
-//! The frame that all our own parts share: a checked header, a body, a checksum for each block of the body.
+//! The frame that all our own parts share: a head that says what it is, a body, a checksum for each block of
+//! the body, and a checked tail with the fields of the role. What is known only at the end is written at the
+//! end, so a part of any size is written in one pass.
 //!
-//! Opening reads the header and compares lengths, whatever the size of the body; [`Frame::verify`]
+//! Opening reads head and tail and compares lengths, whatever the size of the body; [`Frame::verify`]
 //! reads it all.
 
+use std::fmt::Display;
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,8 +16,10 @@ use crate::files::{Digest, Directory, Mapped, PartWriter};
 
 pub const VERSION: u32 = 1;
 
+const HEAD: usize = 64;
+/// The end of the tail, which every role has: N, checksum of the checksums, T, 0, checksum of head and tail.
 const FIXED: usize = 32;
-const MAX_HEADER: usize = 4096;
+const MAX_TAIL: usize = 4096;
 const BLOCK: u32 = 1 << 16;
 
 /// The bytes that tell one kind of part from another, in its magic.
@@ -54,7 +59,7 @@ pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(raw.try_into().ok()?))
 }
 
-/// The fields that a role puts into the header, written one after the other.
+/// The fields that a role puts into the tail, written one after the other.
 #[derive(Debug, Default)]
 pub struct FieldsWriter(Vec<u8>);
 
@@ -102,7 +107,7 @@ impl<'f> Fields<'f> {
                 let found = format!("{} bytes", self.rest.len());
                 Err(Error::corrupt(
                     self.path,
-                    "header",
+                    "tail",
                     format!("{n} more bytes"),
                     found,
                 ))
@@ -128,7 +133,7 @@ impl<'f> Fields<'f> {
             Ok(name) if padding.iter().all(|b| *b == 0) => Ok(name),
             _ => Err(Error::corrupt(
                 self.path,
-                "header",
+                "tail",
                 "a name",
                 format!("{padded:?}"),
             )),
@@ -136,83 +141,79 @@ impl<'f> Fields<'f> {
     }
 }
 
-/// A part of ours, mapped, with its header checked.
+/// A part of ours, mapped, with its head and tail checked.
 #[derive(Debug, Clone)]
 pub struct Frame {
     map: Mapped,
-    header: usize,
     body: Range<usize>,
     block: usize,
+    sums: u64,
+    tail: Range<usize>,
 }
 
 impl Frame {
     pub fn open(map: Mapped, kind: Kind) -> Result<Self> {
         let path = map.path();
-        let fail = |expected: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
-            Error::corrupt(path, "header", expected, found)
+        let fail = |what: &str, expected: &dyn Display, found: &dyn Display| {
+            Error::corrupt(path, what, expected, found)
         };
-        let fixed = map.get(..FIXED).ok_or_else(|| {
+        let length = map.len();
+        let head = map.get(..HEAD).ok_or_else(|| {
             fail(
-                &format!("{FIXED} bytes or more"),
-                &format!("{} bytes", map.len()),
+                "head",
+                &format!("{HEAD} bytes or more"),
+                &format!("{length} bytes"),
             )
         })?;
-        if !fixed.starts_with(&kind.magic()) {
-            let found = fixed.get(..8).unwrap_or_default();
-            return Err(fail(
-                &format!("magic {:02x?}", kind.magic()),
-                &format!("{found:02x?}"),
-            ));
+        if !head.starts_with(&kind.magic()) {
+            let found = head.get(..8).unwrap_or_default();
+            let expected = format!("magic {:02x?}", kind.magic());
+            return Err(fail("head", &expected, &format!("{found:02x?}")));
         }
-        let word = |at| u32_at(fixed, at).unwrap_or_default();
-        if word(8) != VERSION {
+        let version = u32_at(head, 8).unwrap_or_default();
+        if version != VERSION {
             // Before the checksum, which another version may compute in another way.
             return Err(Error::UnsupportedFormat {
                 file: path.to_owned(),
-                what: format!("part of version {}", word(8)),
+                what: format!("part of version {version}"),
                 known: format!("version {VERSION}"),
             });
         }
-        let header = word(12) as usize;
-        if !header.is_multiple_of(64) || !(64..=MAX_HEADER.min(map.len())).contains(&header) {
-            return Err(fail(
-                &format!("a header of 64 to {MAX_HEADER} bytes"),
-                &header,
-            ));
+        let own = u32_at(&map, length.saturating_sub(16)).unwrap_or_default() as usize;
+        if !own.is_multiple_of(64) || !(64..=MAX_TAIL.min(length - HEAD)).contains(&own) {
+            let expected = format!("64 to {MAX_TAIL} bytes of it");
+            return Err(fail("tail", &expected, &own));
         }
-        let sum = u64_at(&map, header - 8).unwrap_or_default();
-        let real = xxh3_64(map.get(..header - 8).unwrap_or_default());
-        if sum != real {
-            return Err(fail(
-                &format!("checksum {sum:016x}"),
-                &format!("{real:016x}"),
-            ));
+        let tail = length - own..length - FIXED;
+        let sum = u64_at(&map, length - 8).unwrap_or_default();
+        let mut real = Xxh3::new();
+        real.update(head);
+        real.update(map.get(tail.start..length - 8).unwrap_or_default());
+        if sum != real.digest() {
+            let real = format!("{:016x}", real.digest());
+            return Err(fail("tail", &format!("checksum {sum:016x}"), &real));
         }
-        let body = u64_at(fixed, 16).unwrap_or_default();
-        let block = word(24);
+        let block = u32_at(head, 12).unwrap_or_default();
         if block == 0 {
-            return Err(fail(&"a block size above 0", &block));
+            return Err(fail("head", &"a block size above 0", &block));
         }
+        let body = u64_at(&map, length - 32).unwrap_or_default();
         let expected = body
             .div_ceil(u64::from(block))
             .checked_mul(8)
             .and_then(|table| table.checked_add(body))
-            .and_then(|n| n.checked_add(header as u64 + 8));
-        if expected != Some(map.len() as u64) {
+            .and_then(|n| n.checked_add((HEAD + own) as u64));
+        if expected != Some(length as u64) {
             let expected = expected.map_or("a possible length".into(), |n| format!("{n} bytes"));
-            return Err(Error::corrupt(
-                path,
-                "length",
-                expected,
-                format!("{} bytes", map.len()),
-            ));
+            return Err(fail("length", &expected, &format!("{length} bytes")));
         }
         // It fits into the file, so it fits into a usize.
-        let body = header..header + body as usize;
+        let body = HEAD..HEAD + body as usize;
         Ok(Self {
-            header,
             body,
             block: block as usize,
+            sums: u64_at(&map, length - 24).unwrap_or_default(),
+            tail,
             map,
         })
     }
@@ -223,7 +224,7 @@ impl Frame {
 
     pub fn fields(&self) -> Fields<'_> {
         Fields {
-            rest: self.map.get(FIXED..self.header - 8).unwrap_or_default(),
+            rest: self.map.get(self.tail.clone()).unwrap_or_default(),
             path: self.map.path(),
         }
     }
@@ -232,12 +233,12 @@ impl Frame {
         self.map.get(self.body.clone()).unwrap_or_default()
     }
 
-    /// The error for a body that is not what the header promises.
+    /// The error for a body that is not what the tail promises.
     pub fn corrupt(
         &self,
-        what: impl std::fmt::Display,
-        expected: impl std::fmt::Display,
-        found: impl std::fmt::Display,
+        what: impl Display,
+        expected: impl Display,
+        found: impl Display,
     ) -> Error {
         Error::corrupt(self.path(), what, expected, found)
     }
@@ -263,9 +264,9 @@ impl Frame {
 
     /// Compares every block with its checksum.
     pub fn verify(&self) -> Result<()> {
-        let after = self.map.get(self.body.end..).unwrap_or_default();
-        let (table, own) = after.split_at(after.len().saturating_sub(8));
-        if u64_at(own, 0) != Some(xxh3_64(table)) {
+        let table = self.map.get(self.body.end..self.tail.start);
+        let table = table.unwrap_or_default();
+        if xxh3_64(table) != self.sums {
             return Err(self.corrupt("table of checksums", "its own checksum", "another"));
         }
         for (i, block) in self.body().chunks(self.block).enumerate() {
@@ -280,82 +281,95 @@ impl Frame {
     }
 }
 
-/// Writes a part whose body length is known beforehand; the body may come in pieces.
+/// Writes a part from front to back; the body may come in pieces.
+#[derive(Debug)]
 pub struct FrameWriter {
     part: PartWriter,
-    left: u64,
-    block: Xxh3,
-    in_block: usize,
+    head: Vec<u8>,
+    length: u64,
+    buffer: Vec<u8>,
     table: Vec<u8>,
 }
 
 impl FrameWriter {
-    pub fn create(
-        dir: &Directory,
-        name: &str,
-        kind: Kind,
-        fields: FieldsWriter,
-        body: u64,
-    ) -> Result<Self> {
-        let length = (FIXED + fields.0.len() + 8).next_multiple_of(64);
-        let mut header = Vec::with_capacity(length);
-        header.extend_from_slice(&kind.magic());
-        header.extend_from_slice(&VERSION.to_le_bytes());
-        header.extend_from_slice(&(length as u32).to_le_bytes());
-        header.extend_from_slice(&body.to_le_bytes());
-        header.extend_from_slice(&BLOCK.to_le_bytes());
-        header.resize(FIXED, 0);
-        header.extend_from_slice(&fields.0);
-        header.resize(length - 8, 0);
-        let sum = xxh3_64(&header);
-        header.extend_from_slice(&sum.to_le_bytes());
+    pub fn create(dir: &Directory, name: &str, kind: Kind) -> Result<Self> {
+        let mut head = Vec::with_capacity(HEAD);
+        head.extend_from_slice(&kind.magic());
+        head.extend_from_slice(&VERSION.to_le_bytes());
+        head.extend_from_slice(&BLOCK.to_le_bytes());
+        head.resize(HEAD, 0);
         let mut part = dir.create_part(name)?;
-        part.write(&header)?;
+        part.write(&head)?;
         Ok(Self {
             part,
-            left: body,
-            block: Xxh3::new(),
-            in_block: 0,
+            head,
+            length: 0,
+            buffer: Vec::with_capacity(BLOCK as usize),
             table: Vec::new(),
         })
     }
 
+    /// Bytes of the body so far.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
-        self.left = self
-            .left
-            .checked_sub(bytes.len() as u64)
-            .ok_or_else(|| Error::invalid("a part is longer than its header says"))?;
-        self.part.write(bytes)?;
+        self.length += bytes.len() as u64;
         while !bytes.is_empty() {
-            let room = BLOCK as usize - self.in_block;
-            let (head, rest) = bytes.split_at(room.min(bytes.len()));
-            self.block.update(head);
-            self.in_block += head.len();
-            if self.in_block == BLOCK as usize {
-                self.end_block();
+            if self.buffer.is_empty() && bytes.len() >= BLOCK as usize {
+                let (block, rest) = bytes.split_at(BLOCK as usize);
+                self.block(block)?;
+                bytes = rest;
+                continue;
+            }
+            let room = BLOCK as usize - self.buffer.len();
+            let (piece, rest) = bytes.split_at(room.min(bytes.len()));
+            self.buffer.extend_from_slice(piece);
+            if self.buffer.len() == BLOCK as usize {
+                self.end_block()?;
             }
             bytes = rest;
         }
         Ok(())
     }
 
-    fn end_block(&mut self) {
-        self.table
-            .extend_from_slice(&self.block.digest().to_le_bytes());
-        self.block.reset();
-        self.in_block = 0;
+    /// Zeros up to the next multiple of `to` bytes of the body.
+    pub fn pad(&mut self, to: u64) -> Result<()> {
+        let zeros = self.length.next_multiple_of(to) - self.length;
+        self.write(&vec![0; zeros as usize])
     }
 
-    pub fn finish(mut self) -> Result<Digest> {
-        if self.left != 0 {
-            return Err(Error::invalid("a part is shorter than its header says"));
+    fn block(&mut self, block: &[u8]) -> Result<()> {
+        self.table.extend_from_slice(&xxh3_64(block).to_le_bytes());
+        self.part.write(block)
+    }
+
+    fn end_block(&mut self) -> Result<()> {
+        let block = std::mem::take(&mut self.buffer);
+        self.block(&block)?;
+        self.buffer = block;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    pub fn finish(mut self, fields: FieldsWriter) -> Result<Digest> {
+        if !self.buffer.is_empty() {
+            self.end_block()?;
         }
-        if self.in_block > 0 {
-            self.end_block();
-        }
-        let own = xxh3_64(&self.table).to_le_bytes();
+        let length = (fields.0.len() + FIXED).next_multiple_of(64);
+        let mut tail = fields.0;
+        tail.resize(length - FIXED, 0);
+        tail.extend_from_slice(&self.length.to_le_bytes());
+        tail.extend_from_slice(&xxh3_64(&self.table).to_le_bytes());
+        tail.extend_from_slice(&(length as u32).to_le_bytes());
+        tail.extend_from_slice(&0u32.to_le_bytes());
+        let mut sum = Xxh3::new();
+        sum.update(&self.head);
+        sum.update(&tail);
+        tail.extend_from_slice(&sum.digest().to_le_bytes());
         self.part.write(&self.table)?;
-        self.part.write(&own)?;
+        self.part.write(&tail)?;
         self.part.finish()
     }
 }

@@ -20,6 +20,7 @@ mod frame;
 mod generation;
 mod info;
 mod manifest;
+mod presence;
 pub mod routes;
 mod spec;
 mod store;

@@ -38,9 +38,9 @@ impl Dead {
             .serialize_into(&mut body)
             .map_err(|e| Error::io(dir.path_of(name), e))?;
         let fields = FieldsWriter::new().u64(docnos.len());
-        let mut frame = FrameWriter::create(dir, name, Kind::Dead, fields, body.len() as u64)?;
+        let mut frame = FrameWriter::create(dir, name, Kind::Dead)?;
         frame.write(&body)?;
-        frame.finish()
+        frame.finish(fields)
     }
 
     pub fn contains(&self, docno: u64) -> bool {

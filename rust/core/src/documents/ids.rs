@@ -255,7 +255,7 @@ pub fn write_ids(
         .u64(u64::from(id_type == IdType::String))
         .u64(blob_length as u64)
         .u64(u64::from(ascending));
-    let mut frame = FrameWriter::create(dir, name, Kind::Ids, fields, layout.body)?;
+    let mut frame = FrameWriter::create(dir, name, Kind::Ids)?;
     let number = |n: u64, bytes: u64, out: &mut Vec<u8>| match bytes {
         4 => out.extend_from_slice(&(n as u32).to_le_bytes()),
         _ => out.extend_from_slice(&n.to_le_bytes()),
@@ -283,5 +283,5 @@ pub fn write_ids(
         }
         frame.write(&out)?;
     }
-    frame.finish()
+    frame.finish(fields)
 }

@@ -318,9 +318,8 @@ pub fn write_kept(
         .u64(first)
         .u64(documents.len() as u64)
         .u64(blocks);
-    let body = (index.len() + data.len()) as u64;
-    let mut frame = FrameWriter::create(dir, name, Kind::Documents, fields, body)?;
+    let mut frame = FrameWriter::create(dir, name, Kind::Documents)?;
     frame.write(&index)?;
     frame.write(&data)?;
-    frame.finish()
+    frame.finish(fields)
 }

@@ -13,4 +13,4 @@ pub use decoder::{Decoder, DecoderInput};
 pub use phi::{Phi, route_weights};
 pub use scales::Scales;
 pub use segment::RouteSegment;
-pub(crate) use segment::{SegmentPlan, write_segment};
+pub(crate) use segment::{SegmentPlan, SegmentWriter};

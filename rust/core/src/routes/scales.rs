@@ -28,11 +28,10 @@ impl Scales {
 
     pub fn write(dir: &Directory, name: &str, values: &[f32]) -> Result<Digest> {
         let fields = FieldsWriter::new().u64(values.len() as u64);
-        let mut frame =
-            FrameWriter::create(dir, name, Kind::Scales, fields, 4 * values.len() as u64)?;
+        let mut frame = FrameWriter::create(dir, name, Kind::Scales)?;
         let body: Vec<u8> = values.iter().flat_map(|s| s.to_le_bytes()).collect();
         frame.write(&body)?;
-        frame.finish()
+        frame.finish(fields)
     }
 
     pub fn values(&self) -> &[f32] {

@@ -1,50 +1,21 @@
 //! A route segment: the records of a range of docnos, each found by rank in O(1).
 //!
-//! Body: unless every docno of the range has a route, a presence bitmap (blocks of 512 bits) and a rank
-//! directory (for each block the number of routes before it); then the records, all of one width.
+//! Body: the records, all of one width; then, unless every docno of the range has a route, their
+//! [`Presence`].
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
-use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind, u64_at};
+use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind};
+use crate::presence::{Presence, PresenceBuilder};
 use crate::routes::codec::Codec;
 use crate::routes::scales::Scales;
 
-const BLOCK_BITS: u64 = 512;
-const BLOCK_BYTES: u64 = BLOCK_BITS / 8;
 const NO_HASH: [u8; 32] = [0; 32];
-
-/// Where things are in the body.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    /// 0 if every docno of the range has a route.
-    blocks: u64,
-    directory: u64,
-    records: u64,
-    body: u64,
-}
-
-impl Layout {
-    fn of(count: u64, rows: u64, width: u64) -> Option<Self> {
-        let blocks = if rows == count {
-            0
-        } else {
-            count.div_ceil(BLOCK_BITS)
-        };
-        let directory = blocks.checked_mul(BLOCK_BYTES)?;
-        let records =
-            directory.checked_add(blocks.checked_mul(8)?.checked_next_multiple_of(64)?)?;
-        let body = records.checked_add(rows.checked_mul(width)?)?;
-        Some(Self {
-            blocks,
-            directory,
-            records,
-            body,
-        })
-    }
-}
+/// What follows the records begins at a multiple of it.
+const ALIGNMENT: u64 = 64;
 
 pub struct RouteSegment {
     frame: Frame,
@@ -53,7 +24,7 @@ pub struct RouteSegment {
     first: u64,
     count: u64,
     rows: u64,
-    layout: Layout,
+    presence: Presence,
 }
 
 impl fmt::Debug for RouteSegment {
@@ -92,8 +63,13 @@ impl RouteSegment {
             let found = format!("{rows} rows for {count} docnos from {first}");
             return Err(frame.corrupt("docno range", "a range that holds its rows", found));
         }
-        let layout = Layout::of(count, rows, width)
-            .filter(|l| l.body == frame.body().len() as u64)
+        let records = rows
+            .checked_mul(width)
+            .and_then(|n| n.checked_next_multiple_of(ALIGNMENT))
+            .filter(|records| {
+                let presence = Presence::length(count, rows);
+                presence.and_then(|n| n.checked_add(*records)) == Some(frame.body().len() as u64)
+            })
             .ok_or_else(|| {
                 let found = format!("{} bytes", frame.body().len());
                 frame.corrupt("body", format!("{rows} records of {width} bytes"), found)
@@ -120,7 +96,7 @@ impl RouteSegment {
             first,
             count,
             rows,
-            layout,
+            presence: Presence::new(records, count, rows),
             frame,
         })
     }
@@ -138,48 +114,11 @@ impl RouteSegment {
         self.rows
     }
 
-    fn rank_before(&self, block: u64) -> Option<u64> {
-        let at = self.layout.directory.checked_add(block.checked_mul(8)?)?;
-        u64_at(self.frame.body(), usize::try_from(at).ok()?)
-    }
-
-    fn word(&self, i: u64) -> Option<u64> {
-        u64_at(self.frame.body(), usize::try_from(i.checked_mul(8)?).ok()?)
-    }
-
     /// The row of a docno, if it has one.
     fn row(&self, docno: u64) -> Result<Option<u64>> {
-        let Some(i) = docno.checked_sub(self.first).filter(|i| *i < self.count) else {
-            return Ok(None);
-        };
-        if self.layout.blocks == 0 {
-            return Ok(Some(i));
-        }
-        let rank = || -> Option<Option<u64>> {
-            let (word, bit) = (i / 64, 1u64 << (i % 64));
-            let here = self.word(word)?;
-            if here & bit == 0 {
-                return Some(None);
-            }
-            let block = i / BLOCK_BITS;
-            let mut rank = self.rank_before(block)?;
-            for before in block * (BLOCK_BITS / 64)..word {
-                rank = rank.checked_add(u64::from(self.word(before)?.count_ones()))?;
-            }
-            rank.checked_add(u64::from((here & (bit - 1)).count_ones()))
-                .map(Some)
-        };
-        match rank() {
-            Some(Some(row)) if row < self.rows => Ok(Some(row)),
-            Some(None) => Ok(None),
-            _ => {
-                let expected = format!("a row below {}", self.rows);
-                Err(self.frame.corrupt(
-                    "rank directory",
-                    expected,
-                    format!("another for docno {docno}"),
-                ))
-            }
+        match docno.checked_sub(self.first) {
+            Some(i) => self.presence.row(&self.frame, i),
+            None => Ok(None),
         }
     }
 
@@ -187,16 +126,25 @@ impl RouteSegment {
         Ok(self.row(docno)?.is_some())
     }
 
-    /// Decodes the row of a docno into `out` (as many numbers as the codec has columns); false if it has none.
-    pub fn read(&self, docno: u64, out: &mut [f32]) -> Result<bool> {
+    /// The record of a docno, if it has one.
+    pub fn record(&self, docno: u64) -> Result<Option<&[u8]>> {
         let Some(row) = self.row(docno)? else {
-            return Ok(false);
+            return Ok(None);
         };
         let width = self.codec.record_bytes() as u64;
         // No overflow: all rows lie in the body.
-        let record = self
-            .frame
-            .section(self.layout.records + row * width, width, "record")?;
+        self.frame.section(row * width, width, "record").map(Some)
+    }
+
+    pub fn scales(&self) -> Option<&Arc<Scales>> {
+        self.scales.as_ref()
+    }
+
+    /// Decodes the row of a docno into `out` (as many numbers as the codec has columns); false if it has none.
+    pub fn read(&self, docno: u64, out: &mut [f32]) -> Result<bool> {
+        let Some(record) = self.record(docno)? else {
+            return Ok(false);
+        };
         let scales = self.scales.as_ref().map_or(&[][..], |s| s.values());
         self.codec.decode(record, scales, out);
         Ok(true)
@@ -205,100 +153,81 @@ impl RouteSegment {
     /// Checksums, and that bitmap, directory and number of rows agree.
     pub fn verify(&self) -> Result<()> {
         self.frame.verify()?;
-        let mut rows = 0u64;
-        for block in 0..self.layout.blocks {
-            if self.rank_before(block) != Some(rows) {
-                return Err(self.frame.corrupt(
-                    "rank directory",
-                    rows,
-                    format!("another at block {block}"),
-                ));
-            }
-            for i in 0..BLOCK_BITS / 64 {
-                let word = block * (BLOCK_BITS / 64) + i;
-                let bits = self.word(word).unwrap_or_default();
-                let used = self.count.saturating_sub(word * 64).min(64);
-                if used < 64 && bits >> used != 0 {
-                    return Err(self.frame.corrupt(
-                        "presence bitmap",
-                        "no bit after the range",
-                        "one",
-                    ));
-                }
-                rows += u64::from(bits.count_ones());
-            }
+        self.presence.verify(&self.frame)
+    }
+}
+
+/// What the tail of a new segment says.
+#[derive(Debug, Clone)]
+pub struct SegmentPlan {
+    pub codec_name: String,
+    /// Bytes of a record.
+    pub width: usize,
+    pub first: u64,
+    /// The hash of the decoder, and of the scales, for codecs that have them.
+    pub decoder: Option<[u8; 32]>,
+    pub scales: Option<[u8; 32]>,
+}
+
+/// Writes a segment of the docnos from `plan.first` on, one after the other.
+#[derive(Debug)]
+pub struct SegmentWriter {
+    plan: SegmentPlan,
+    frame: FrameWriter,
+    presence: PresenceBuilder,
+}
+
+impl SegmentWriter {
+    pub fn create(dir: &Directory, name: &str, plan: SegmentPlan) -> Result<Self> {
+        Ok(Self {
+            frame: FrameWriter::create(dir, name, Kind::Routes)?,
+            presence: PresenceBuilder::default(),
+            plan,
+        })
+    }
+
+    /// The next docnos have these records.
+    pub fn write(&mut self, records: &[u8]) -> Result<()> {
+        if !records.len().is_multiple_of(self.plan.width) {
+            return Err(Error::invalid("routes: a record is not whole"));
         }
-        if self.layout.blocks > 0 && rows != self.rows {
-            return Err(self
-                .frame
-                .corrupt("presence bitmap", format!("{} bits", self.rows), rows));
-        }
+        self.frame.write(records)?;
+        self.presence
+            .extend_present((records.len() / self.plan.width) as u64);
         Ok(())
     }
-}
 
-/// What the header of a new segment says.
-#[derive(Debug)]
-pub struct SegmentPlan<'p> {
-    pub codec: &'p dyn Codec,
-    pub codec_name: &'p str,
-    pub first: u64,
-    pub decoder: Option<[u8; 32]>,
-    /// The values and the hash of the scales, for codecs that have them.
-    pub scales: Option<(&'p [f32], [u8; 32])>,
-}
+    /// The next `n` docnos have none.
+    pub fn skip(&mut self, n: u64) {
+        self.presence.extend_absent(n);
+    }
 
-/// Writes a segment of the docnos from `plan.first` on, those without a route as `None`.
-pub fn write_segment(
-    dir: &Directory,
-    name: &str,
-    plan: &SegmentPlan<'_>,
-    routes: &[Option<&[f32]>],
-) -> Result<Digest> {
-    let count = routes.len() as u64;
-    let rows = routes.iter().flatten().count() as u64;
-    let width = plan.codec.record_bytes() as u64;
-    let layout = Layout::of(count, rows, width)
-        .ok_or_else(|| crate::Error::invalid("too many routes for one segment"))?;
-    let (scales, scales_hash) = plan.scales.unwrap_or((&[], NO_HASH));
-    let fields = FieldsWriter::new()
-        .u64(plan.first)
-        .u64(count)
-        .u64(rows)
-        .u64(width)
-        .name(plan.codec_name)
-        .bytes(&plan.decoder.unwrap_or(NO_HASH))
-        .bytes(&scales_hash);
-    let mut frame = FrameWriter::create(dir, name, Kind::Routes, fields, layout.body)?;
-    if layout.blocks > 0 {
-        frame.write(&presence(routes, layout))?;
+    pub fn plan(&self) -> &SegmentPlan {
+        &self.plan
     }
-    let mut record = Vec::with_capacity(plan.codec.record_bytes());
-    for row in routes.iter().flatten() {
-        record.clear();
-        plan.codec.encode(row, scales, &mut record);
-        frame.write(&record)?;
-    }
-    frame.finish()
-}
 
-/// Bitmap and rank directory, with their padding.
-fn presence(routes: &[Option<&[f32]>], layout: Layout) -> Vec<u8> {
-    let mut bitmap = Vec::with_capacity(layout.directory as usize);
-    let mut directory = Vec::new();
-    let mut rank = 0u64;
-    for block in routes.chunks(BLOCK_BITS as usize) {
-        directory.extend_from_slice(&rank.to_le_bytes());
-        for bits in block.chunks(64) {
-            let word = bits.iter().enumerate().fold(0u64, |word, (i, route)| {
-                word | u64::from(route.is_some()) << i
-            });
-            rank += u64::from(word.count_ones());
-            bitmap.extend_from_slice(&word.to_le_bytes());
-        }
-        bitmap.resize(bitmap.len().next_multiple_of(BLOCK_BYTES as usize), 0);
+    /// The docno that comes next.
+    pub fn end(&self) -> u64 {
+        self.plan.first.saturating_add(self.presence.count())
     }
-    bitmap.extend_from_slice(&directory);
-    bitmap.resize(layout.records as usize, 0);
-    bitmap
+
+    pub fn contains(&self, docno: u64) -> bool {
+        docno
+            .checked_sub(self.plan.first)
+            .is_some_and(|i| self.presence.contains(i))
+    }
+
+    pub fn finish(mut self) -> Result<Digest> {
+        self.frame.pad(ALIGNMENT)?;
+        self.frame.write(&self.presence.to_bytes())?;
+        let fields = FieldsWriter::new()
+            .u64(self.plan.first)
+            .u64(self.presence.count())
+            .u64(self.presence.rows())
+            .u64(self.plan.width as u64)
+            .name(&self.plan.codec_name)
+            .bytes(&self.plan.decoder.unwrap_or(NO_HASH))
+            .bytes(&self.plan.scales.unwrap_or(NO_HASH));
+        self.frame.finish(fields)
+    }
 }
