@@ -5,10 +5,8 @@ use std::collections::HashSet;
 
 use crate::error::Result;
 use crate::files::{self, Directory, INDEX_FOLDER, Lock, LockMode, is_part_name};
+use crate::lock::LOCK;
 use crate::manifest::{CURRENT, Current, Manifest, read_other};
-
-/// The writer's lock.
-pub const LOCK: &str = "LOCK";
 
 /// Removes what neither the generation in force, nor the one before, nor a reader needs. Only for the
 /// holder of the writer's lock, and not while an index writer is open.

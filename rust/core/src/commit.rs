@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::collect::next_generation;
-use crate::documents::{Contents, Dead, DocumentId, write_ids, write_kept};
+use crate::documents::{Dead, DocumentId, KeptWriter, write_ids};
 use crate::error::Result;
 use crate::files::INDEX_FOLDER;
 use crate::manifest::{CURRENT, Current, Hash, Manifest, Part, role};
@@ -84,9 +84,12 @@ impl Session {
             next.manifest.parts.push(Part::new(role::IDS, file, digest));
         }
         if staged.entries.iter().any(|e| !e.contents.is_empty()) {
-            let kept: Vec<&Contents> = staged.entries.iter().map(|e| &e.contents).collect();
             let file = next.file(role::DOCUMENTS, "seg");
-            let digest = write_kept(&self.dir, &file, staged.first, &kept)?;
+            let mut kept = KeptWriter::create(&self.dir, &file, staged.first)?;
+            for (docno, entry) in (staged.first..).zip(&staged.entries) {
+                kept.add(docno, &entry.contents)?;
+            }
+            let digest = kept.finish()?;
             next.manifest
                 .parts
                 .push(Part::new(role::DOCUMENTS, file, digest));

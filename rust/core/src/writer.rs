@@ -1,23 +1,22 @@
 //! The face for the one writer: stages changes in memory, then commits them as the next generation.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use roaring::RoaringTreemap;
 
 use crate::bm25::IndexWriter;
-use crate::collect::{self, LOCK};
+use crate::collect;
 use crate::documents::{Contents, Document, DocumentId};
 use crate::error::{Error, Result};
 use crate::experts::Experts;
-use crate::files::{self, Directory, Lock, LockMode};
+use crate::files::Directory;
 use crate::generation::{Generation, Index, index_files};
+use crate::lock::take_lock;
 use crate::manifest::{Hash, Manifest, Part, Pinned, role};
+use crate::new_folder::NewFolder;
 use crate::routes::{Codec, Decoder, DecoderInput, Keeps};
 use crate::spec::StoreSpec;
 use crate::tensors::Tensor;
@@ -134,7 +133,7 @@ impl Writer {
             return Err(Error::invalid(format!("codec {codec} {needs} decoder")));
         }
         let folder = NewFolder::beside(path)?;
-        let dir = folder.dir.clone();
+        let dir = folder.dir().clone();
         let lock = take_lock(&dir)?;
         let file = format!("{}-{:08}.safetensors", role::EXPERTS, 1);
         let digest = Experts::write(&dir, &file, experts, &spec)?;
@@ -535,150 +534,4 @@ fn has_words(document: &Document) -> bool {
         .into_iter()
         .flatten()
         .any(|field| !field.is_empty())
-}
-
-/// Takes the writer's lock, or names its holder. The lock goes with the process, however that ends.
-fn take_lock(dir: &Directory) -> Result<File> {
-    let path = dir.path_of(LOCK);
-    let mut file = dir.open_or_create(LOCK)?;
-    match files::lock(&file, LockMode::Exclusive, &path)? {
-        Lock::Held => {}
-        Lock::Busy => {
-            let text = files::read_limited(&file, 4096, &path).unwrap_or_default();
-            return Err(Error::StoreLocked {
-                path: dir.path().to_owned(),
-                holder: holder(&String::from_utf8_lossy(&text)),
-            });
-        }
-        Lock::Unsupported => {
-            let why = "this file system has no locks, so a second writer could not be kept out";
-            let source = std::io::Error::new(std::io::ErrorKind::Unsupported, why);
-            return Err(Error::io(path, source));
-        }
-    }
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    let line = format!("{} {host} {}\n", std::process::id(), now());
-    // Only for the message to others: a full disk must not keep the holder from working.
-    let _ = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| file.write_all(line.as_bytes()));
-    Ok(file)
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
-}
-
-/// The holder of a lock, from what it wrote: process, host, start.
-fn holder(line: &str) -> String {
-    let mut words = line.split_whitespace();
-    match (
-        words.next(),
-        words.next(),
-        words.next().and_then(|s| s.parse::<u64>().ok()),
-    ) {
-        (Some(process), Some(host), Some(start)) => {
-            let seconds = now().saturating_sub(start);
-            format!("process {process} on {host}, for {seconds} s")
-        }
-        _ => "an unnamed process".into(),
-    }
-}
-
-/// The folder in which a new store is built, beside its path; removed unless it was moved there.
-#[derive(Debug)]
-pub(crate) struct NewFolder {
-    parent: Directory,
-    name: OsString,
-    target: OsString,
-    dir: Directory,
-    moved: bool,
-}
-
-impl NewFolder {
-    fn beside(path: &Path) -> Result<Self> {
-        let target = path
-            .file_name()
-            .ok_or_else(|| {
-                Error::invalid(format!(
-                    "{}: not a path that can be created",
-                    path.display()
-                ))
-            })?
-            .to_owned();
-        let parent = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let parent = Directory::open(parent)?;
-        if std::fs::symlink_metadata(path).is_ok() {
-            let source = std::io::Error::from(rustix::io::Errno::EXIST);
-            return Err(Error::io(path, source));
-        }
-        let mut prefix = OsString::from(".");
-        prefix.push(&target);
-        prefix.push(".tmp-");
-        remove_abandoned(&parent, &prefix);
-        let nanos = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_nanos());
-        let mut name = prefix;
-        name.push(format!("{}-{nanos:x}", std::process::id()));
-        let dir = parent.create_folder(&name)?;
-        Ok(Self {
-            parent,
-            name,
-            target,
-            dir,
-            moved: false,
-        })
-    }
-
-    /// Makes the folder visible under its real name, durably.
-    pub fn publish(&mut self) -> Result<()> {
-        self.parent.rename_new(&self.name, &self.target)?;
-        self.moved = true;
-        self.parent.sync()
-    }
-
-    /// Whether it has its real name.
-    pub fn is_published(&self) -> bool {
-        self.moved
-    }
-}
-
-impl Drop for NewFolder {
-    fn drop(&mut self) {
-        if !self.moved {
-            // A writer that is dropped has nobody to tell; the next creation tries again.
-            let _ = self.parent.remove_folder(&self.name);
-        }
-    }
-}
-
-/// Folders of creators that were killed: nobody holds their lock.
-fn remove_abandoned(parent: &Directory, prefix: &OsStr) {
-    if parent.is_shared_between_machines() {
-        return;
-    }
-    let (Ok(names), Some(prefix)) = (parent.list(), prefix.to_str()) else {
-        return;
-    };
-    for name in names.iter().filter(|n| n.starts_with(prefix)) {
-        let Ok(folder) = parent.folder(name) else {
-            continue;
-        };
-        let Ok(lock) = folder.open_file(LOCK) else {
-            continue;
-        };
-        if files::lock(&lock, LockMode::Exclusive, folder.path()).is_ok_and(|l| l == Lock::Held) {
-            let _ = parent.remove_folder(OsStr::new(name));
-        }
-    }
 }

@@ -1,8 +1,12 @@
 //! What is kept of a range of documents (title, text, metadata), in compressed blocks.
 //!
-//! Body: an index with an entry a block and one more at the end, each {first position, offset, length
-//! when unpacked}; then the blocks, zstd frames. An unpacked block holds for each document a byte that
-//! says which fields follow, then each field as length (u32) and bytes.
+//! Body: the blocks, zstd frames; then an index with an entry a block and one more at the end, each {first
+//! position, offset, length when unpacked}. An unpacked block holds for each document a byte that says
+//! which fields follow, then each field as length (u32) and bytes.
+
+use std::path::PathBuf;
+
+use zstd::bulk::Compressor;
 
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
@@ -13,6 +17,8 @@ const BLOCK: usize = 32 << 10;
 /// Three fields of the largest size, their lengths, and a block that was almost full before.
 const MAX_BLOCK: u64 = 64 << 20;
 const ENTRY: u64 = 24;
+/// The index begins at a multiple of it.
+const ALIGNMENT: u64 = 8;
 const LEVEL: i32 = 6;
 const FIELDS: usize = 3;
 
@@ -45,6 +51,8 @@ pub struct KeptSegment {
     first: u64,
     count: u64,
     blocks: u64,
+    /// Where the index begins.
+    index: u64,
 }
 
 /// The block that was unpacked last, for calls that read neighbours.
@@ -66,14 +74,15 @@ impl KeptSegment {
         let frame = Frame::open(map, Kind::Documents)?;
         let mut fields = frame.fields();
         let (first, count, blocks) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        let index = blocks.checked_add(1).and_then(|n| n.checked_mul(ENTRY));
-        if index.is_none_or(|n| n > frame.body().len() as u64) || blocks > count {
-            return Err(frame.corrupt(
-                "header",
-                "an index within the body",
-                format!("{blocks} blocks"),
-            ));
-        }
+        let index = blocks
+            .checked_add(1)
+            .and_then(|n| n.checked_mul(ENTRY))
+            .and_then(|n| (frame.body().len() as u64).checked_sub(n))
+            .filter(|at| blocks <= count && at.is_multiple_of(ALIGNMENT));
+        let Some(index) = index else {
+            let found = format!("{blocks} blocks");
+            return Err(frame.corrupt("tail", "an index within the body", found));
+        };
         if first.checked_add(count).is_none() {
             return Err(frame.corrupt(
                 "docno range",
@@ -86,6 +95,7 @@ impl KeptSegment {
             first,
             count,
             blocks,
+            index,
         })
     }
 
@@ -98,9 +108,8 @@ impl KeptSegment {
     }
 
     fn entry(&self, block: u64) -> Result<Entry> {
-        let raw = self
-            .frame
-            .section(block.saturating_mul(ENTRY), ENTRY, "index")?;
+        let at = self.index.saturating_add(block.saturating_mul(ENTRY));
+        let raw = self.frame.section(at, ENTRY, "index")?;
         let number = |at| u64_at(raw, at).unwrap_or_default();
         Ok(Entry {
             position: number(0),
@@ -144,20 +153,20 @@ impl KeptSegment {
         documents.next().map(Some)
     }
 
+    /// The zstd frame of a block.
+    fn packed(&self, block: u64, entry: Entry) -> Result<&[u8]> {
+        let end = self.entry(block + 1)?.offset;
+        match end.checked_sub(entry.offset).filter(|_| end <= self.index) {
+            Some(length) => self.frame.section(entry.offset, length, "index"),
+            None => {
+                let found = format!("others at block {block}");
+                Err(self.frame.corrupt("index", "ascending offsets", found))
+            }
+        }
+    }
+
     fn unpack(&self, block: u64, entry: Entry) -> Result<Vec<u8>> {
-        let next = self.entry(block + 1)?;
-        let packed = next.offset.checked_sub(entry.offset);
-        let start = (self.blocks + 1)
-            .saturating_mul(ENTRY)
-            .checked_add(entry.offset);
-        let (Some(start), Some(packed)) = (start, packed) else {
-            return Err(self.frame.corrupt(
-                "index",
-                "ascending offsets",
-                format!("others at block {block}"),
-            ));
-        };
-        let packed = self.frame.section(start, packed, "index")?;
+        let packed = self.packed(block, entry)?;
         if entry.unpacked > MAX_BLOCK {
             let expected = format!("a block of at most {MAX_BLOCK} bytes");
             return Err(self.frame.corrupt("index", expected, entry.unpacked));
@@ -206,9 +215,9 @@ impl KeptSegment {
             position = next.position;
         }
         let end = self.entry(self.blocks)?;
-        let data = (self.frame.body().len() as u64).saturating_sub((self.blocks + 1) * ENTRY);
-        if position != self.count || end.position != self.count || end.offset != data {
-            let expected = format!("{} documents in {data} bytes", self.count);
+        let data = end.offset.checked_next_multiple_of(ALIGNMENT);
+        if position != self.count || end.position != self.count || data != Some(self.index) {
+            let expected = format!("{} documents in {} bytes", self.count, self.index);
             return Err(self.frame.corrupt(
                 "index",
                 expected,
@@ -274,52 +283,152 @@ impl<'b> Documents<'b> {
     }
 }
 
-/// Writes what is kept of the docnos from `first` on.
-pub fn write_kept(
-    dir: &Directory,
-    name: &str,
+/// Writes what is kept of the docnos from `first` on, one after the other.
+pub struct KeptWriter {
+    frame: FrameWriter,
+    path: PathBuf,
+    packer: Compressor<'static>,
     first: u64,
-    documents: &[&Contents],
-) -> Result<Digest> {
-    let mut packer =
-        zstd::bulk::Compressor::new(LEVEL).map_err(|e| Error::io(dir.path_of(name), e))?;
-    let (mut index, mut data, mut raw) = (Vec::new(), Vec::new(), Vec::new());
-    let mut blocks = 0u64;
-    let mut start = 0;
-    let entry = |position: usize, offset: usize, unpacked: usize, index: &mut Vec<u8>| {
-        for n in [position, offset, unpacked] {
-            index.extend_from_slice(&(n as u64).to_le_bytes());
-        }
-    };
-    for (position, contents) in documents.iter().enumerate() {
+    /// Documents so far, and those of them that are in packed blocks.
+    count: u64,
+    packed: u64,
+    blocks: u64,
+    index: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl std::fmt::Debug for KeptWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeptWriter")
+            .field("file", &self.path)
+            .field("first", &self.first)
+            .field("count", &self.count)
+            .finish_non_exhaustive()
+    }
+}
+
+impl KeptWriter {
+    pub fn create(dir: &Directory, name: &str, first: u64) -> Result<Self> {
+        let path = dir.path_of(name);
+        Ok(Self {
+            packer: Compressor::new(LEVEL).map_err(|e| Error::io(&path, e))?,
+            frame: FrameWriter::create(dir, name, Kind::Documents)?,
+            path,
+            first,
+            count: 0,
+            packed: 0,
+            blocks: 0,
+            index: Vec::new(),
+            raw: Vec::new(),
+        })
+    }
+
+    /// What is kept of `docno`, which is above all before; nothing is kept of those between.
+    pub fn add(&mut self, docno: u64, contents: &Contents) -> Result<()> {
+        self.skip_to(docno)?;
         let fields = contents.fields();
         let flags = fields
             .iter()
             .enumerate()
             .fold(0u8, |flags, (bit, f)| flags | u8::from(f.is_some()) << bit);
-        raw.push(flags);
+        self.raw.push(flags);
         for field in fields.into_iter().flatten() {
-            raw.extend_from_slice(&(field.len() as u32).to_le_bytes());
-            raw.extend_from_slice(field.as_bytes());
+            self.raw
+                .extend_from_slice(&(field.len() as u32).to_le_bytes());
+            self.raw.extend_from_slice(field.as_bytes());
         }
-        if raw.len() >= BLOCK || position + 1 == documents.len() {
-            let packed = packer
-                .compress(&raw)
-                .map_err(|e| Error::io(dir.path_of(name), e))?;
-            entry(start, data.len(), raw.len(), &mut index);
-            data.extend_from_slice(&packed);
-            raw.clear();
-            blocks += 1;
-            start = position + 1;
+        self.end_document()
+    }
+
+    fn skip_to(&mut self, docno: u64) -> Result<()> {
+        while self.first + self.count < docno {
+            self.raw.push(0);
+            self.end_document()?;
+        }
+        Ok(())
+    }
+
+    fn end_document(&mut self) -> Result<()> {
+        self.count += 1;
+        match self.raw.len() >= BLOCK {
+            true => self.end_block(),
+            false => Ok(()),
         }
     }
-    entry(documents.len(), data.len(), 0, &mut index);
-    let fields = FieldsWriter::new()
-        .u64(first)
-        .u64(documents.len() as u64)
-        .u64(blocks);
-    let mut frame = FrameWriter::create(dir, name, Kind::Documents)?;
-    frame.write(&index)?;
-    frame.write(&data)?;
-    frame.finish(fields)
+
+    fn end_block(&mut self) -> Result<()> {
+        if self.count == self.packed {
+            return Ok(());
+        }
+        let raw = std::mem::take(&mut self.raw);
+        let packed = self
+            .packer
+            .compress(&raw)
+            .map_err(|e| Error::io(&self.path, e))?;
+        self.block(&packed, raw.len() as u64, self.count)?;
+        self.raw = raw;
+        self.raw.clear();
+        Ok(())
+    }
+
+    /// Writes a packed block of the documents before the `end`-th.
+    fn block(&mut self, packed: &[u8], unpacked: u64, end: u64) -> Result<()> {
+        self.entry(unpacked);
+        self.frame.write(packed)?;
+        self.blocks += 1;
+        self.packed = end;
+        Ok(())
+    }
+
+    fn entry(&mut self, unpacked: u64) {
+        for n in [self.packed, self.frame.length(), unpacked] {
+            self.index.extend_from_slice(&n.to_le_bytes());
+        }
+    }
+
+    /// What a segment keeps of the docnos that `keep` allows; blocks that stay whole are copied as they are.
+    pub fn copy(&mut self, segment: &KeptSegment, keep: &dyn Fn(u64) -> bool) -> Result<()> {
+        self.skip_to(segment.first)?;
+        for block in 0..segment.blocks {
+            let (entry, next) = (segment.entry(block)?, segment.entry(block + 1)?);
+            let start = segment.first.saturating_add(entry.position);
+            let end = segment.first.saturating_add(next.position);
+            if start != self.first + self.count || end <= start || end > segment.end() {
+                let found = format!("{start} to {end}");
+                return Err(segment.frame.corrupt("index", "ascending positions", found));
+            }
+            if entry.unpacked >= BLOCK as u64 / 2 && (start..end).all(keep) {
+                self.end_block()?;
+                self.count += end - start;
+                let packed = segment.packed(block, entry)?;
+                self.block(packed, entry.unpacked, self.count)?;
+                continue;
+            }
+            let bytes = segment.unpack(block, entry)?;
+            let mut documents = Documents {
+                rest: &bytes,
+                frame: &segment.frame,
+            };
+            for docno in start..end {
+                let contents = documents.next()?;
+                match keep(docno) {
+                    true => self.add(docno, &contents)?,
+                    false => self.add(docno, &Contents::default())?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Result<Digest> {
+        self.end_block()?;
+        self.entry(0);
+        self.frame.pad(ALIGNMENT)?;
+        self.frame.write(&self.index)?;
+        let fields = FieldsWriter::new()
+            .u64(self.first)
+            .u64(self.count)
+            .u64(self.blocks);
+        self.frame.finish(fields)
+    }
 }

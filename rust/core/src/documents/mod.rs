@@ -13,7 +13,7 @@ use crate::spec::{IdType, MAX_NAME};
 
 pub use dead::Dead;
 pub use ids::{IdSegment, write_ids};
-pub use kept::{Contents, KeptSegment, LastBlock, write_kept};
+pub use kept::{Contents, KeptSegment, KeptWriter, LastBlock};
 
 /// The longest title, text or metadata of one document, in bytes.
 pub const MAX_FIELD: usize = 16 << 20;

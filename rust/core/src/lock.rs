@@ -1,0 +1,65 @@
+//! The lock of the one writer: advisory, and with a message that names its holder.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result};
+use crate::files::{self, Directory, Lock, LockMode};
+
+/// The file that is locked.
+pub const LOCK: &str = "LOCK";
+
+/// Takes the writer's lock, or names its holder. The lock goes with the process, however that ends.
+pub fn take_lock(dir: &Directory) -> Result<File> {
+    let path = dir.path_of(LOCK);
+    let mut file = dir.open_or_create(LOCK)?;
+    match files::lock(&file, LockMode::Exclusive, &path)? {
+        Lock::Held => {}
+        Lock::Busy => {
+            let text = files::read_limited(&file, 4096, &path).unwrap_or_default();
+            return Err(Error::StoreLocked {
+                path: dir.path().to_owned(),
+                holder: holder(&String::from_utf8_lossy(&text)),
+            });
+        }
+        Lock::Unsupported => {
+            let why = "this file system has no locks, so a second writer could not be kept out";
+            let source = std::io::Error::new(std::io::ErrorKind::Unsupported, why);
+            return Err(Error::io(path, source));
+        }
+    }
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let line = format!("{} {host} {}\n", std::process::id(), now());
+    // Only for the message to others: a full disk must not keep the holder from working.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(line.as_bytes()));
+    Ok(file)
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
+/// The holder of a lock, from what it wrote: process, host, start.
+fn holder(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    match (
+        words.next(),
+        words.next(),
+        words.next().and_then(|s| s.parse::<u64>().ok()),
+    ) {
+        (Some(process), Some(host), Some(start)) => {
+            let seconds = now().saturating_sub(start);
+            format!("process {process} on {host}, for {seconds} s")
+        }
+        _ => "an unnamed process".into(),
+    }
+}
