@@ -5,7 +5,6 @@ use std::path::Path;
 use crate::collect::next_generation;
 use crate::documents::{Dead, DocumentId, KeptWriter, write_ids};
 use crate::error::Result;
-use crate::files::INDEX_FOLDER;
 use crate::manifest::{CURRENT, Current, Hash, Manifest, Part, role};
 use crate::routes::scales::{Scales, column_maxima, fits, widen};
 use crate::routes::{SegmentPlan, SegmentWriter};
@@ -109,7 +108,6 @@ impl Session {
                 parameters: Vec::new(),
             }));
             next.manifest.index_generation = Some(generation);
-            self.dir.folder(INDEX_FOLDER)?.sync()?;
         }
         // It holds memory and threads; the next commit that needs one opens it again.
         self.index = None;

@@ -6,9 +6,9 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::ops::Deref;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::tap::{Call, MaybeTap, Op, Tap};
 
 /// The only folder inside a store.
 pub const INDEX_FOLDER: &str = "bm25";
@@ -62,6 +63,7 @@ pub fn is_part_name(name: &str) -> bool {
 pub struct Directory {
     fd: Arc<OwnedFd>,
     path: PathBuf,
+    tap: MaybeTap,
 }
 
 impl Directory {
@@ -72,7 +74,23 @@ impl Directory {
         Ok(Self {
             fd: Arc::new(fd),
             path: path.to_owned(),
+            tap: MaybeTap::default(),
         })
+    }
+
+    /// The same directory; what alters it, its folders and their files passes `tap` from here on.
+    pub fn with_tap(self, tap: Arc<dyn Tap>) -> Self {
+        let tap = MaybeTap(Some(tap));
+        Self { tap, ..self }
+    }
+
+    fn call<T>(
+        &self,
+        op: Op<'_>,
+        make: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let (at, path) = (self.fd.as_fd(), self.path.as_path());
+        self.tap.call(Call { op, at, path }, || make(at))
     }
 
     /// Where it was when it was opened (for messages), or where [`Directory::moved_to`] says it went.
@@ -80,8 +98,8 @@ impl Directory {
         &self.path
     }
 
-    pub fn path_of(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+    pub fn path_of(&self, name: impl AsRef<OsStr>) -> PathBuf {
+        self.path.join(name.as_ref())
     }
 
     /// The same directory after a rename.
@@ -89,24 +107,32 @@ impl Directory {
         Self {
             fd: Arc::clone(&self.fd),
             path: path.as_ref().to_owned(),
+            tap: self.tap.clone(),
         }
     }
 
     /// A folder in this one; a symlink is refused.
-    pub fn folder(&self, name: &str) -> Result<Self> {
-        let path = self.path_of(name);
+    pub fn folder(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        let (name, path) = (name.as_ref(), self.path_of(&name));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(self.fd.as_fd(), name, flags, Mode::empty())
             .map_err(|e| Error::io(&path, e))?;
         Ok(Self {
             fd: Arc::new(fd),
             path,
+            tap: self.tap.clone(),
+        })
+    }
+
+    fn mkdir(&self, name: &OsStr) -> Result<(), Errno> {
+        self.call(Op::MakeFolder(name), |fd| {
+            rustix::fs::mkdirat(fd, name, FOLDER_MODE)
         })
     }
 
     /// A folder in this one, made if it is missing.
     pub fn make_folder(&self, name: &str) -> Result<Self> {
-        match rustix::fs::mkdirat(self.fd.as_fd(), name, FOLDER_MODE) {
+        match self.mkdir(name.as_ref()) {
             Ok(()) | Err(Errno::EXIST) => self.folder(name),
             Err(e) => Err(Error::io(self.path_of(name), e)),
         }
@@ -114,21 +140,32 @@ impl Directory {
 
     /// A new folder; one that exists already is an error.
     pub fn create_folder(&self, name: &OsStr) -> Result<Self> {
-        let path = self.path.join(name);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::mkdirat(self.fd.as_fd(), name, FOLDER_MODE)
-            .and_then(|()| rustix::fs::openat(self.fd.as_fd(), name, flags, Mode::empty()))
-            .map(|fd| Self {
-                fd: Arc::new(fd),
-                path: path.clone(),
-            })
-            .map_err(|e| Error::io(&path, e))
+        self.mkdir(name)
+            .map_err(|e| Error::io(self.path_of(name), e))?;
+        self.folder(name)
     }
 
-    /// Removes a folder of this directory with all that is in it.
-    pub fn remove_folder(&self, name: &OsStr) -> Result<()> {
-        let path = self.path.join(name);
-        std::fs::remove_dir_all(&path).map_err(|e| Error::io(path, e))
+    /// Removes a folder of this directory with its files and those of its index; `last` goes last, as long
+    /// as it is there the folder can be told. A stranger's folder in it is an error.
+    pub fn remove_folder(&self, name: &OsStr, last: &str) -> Result<()> {
+        let folder = self.folder(name)?;
+        let mut files = folder.list()?;
+        if let Some(at) = files.iter().position(|n| n == INDEX_FOLDER) {
+            files.remove(at);
+            let index = folder.folder(INDEX_FOLDER)?;
+            index.list()?.iter().try_for_each(|n| index.remove(n))?;
+            folder.rmdir(INDEX_FOLDER.as_ref())?;
+        }
+        files.sort_by_key(|n| n == last);
+        files.iter().try_for_each(|n| folder.remove(n))?;
+        self.rmdir(name)
+    }
+
+    fn rmdir(&self, name: &OsStr) -> Result<()> {
+        self.call(Op::RemoveFolder(name), |fd| {
+            rustix::fs::unlinkat(fd, name, AtFlags::REMOVEDIR)
+        })
+        .map_err(|e| Error::io(self.path_of(name), e))
     }
 
     /// The folder that holds `name`, and the name within it.
@@ -221,32 +258,49 @@ impl Directory {
         })
     }
 
-    /// A new file; one that exists already is an error.
-    pub fn create_file(&self, name: &str) -> Result<File> {
-        let (folder, file) = self.place(name)?;
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(folder.fd.as_fd(), file, flags, FILE_MODE)
-            .map(File::from)
-            .map_err(|e| Error::io(self.path_of(name), e))
-    }
-
     /// A file to read and write that may exist already; for the lock, whose content is only a message.
     pub fn open_or_create(&self, name: &str) -> Result<File> {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        rustix::fs::openat(self.fd.as_fd(), name, flags, FILE_MODE)
-            .map(File::from)
-            .map_err(|e| Error::io(self.path_of(name), e))
+        self.call(Op::OpenOrCreate(name.as_ref()), |fd| {
+            rustix::fs::openat(fd, name, flags, FILE_MODE)
+        })
+        .map(File::from)
+        .map_err(|e| Error::io(self.path_of(name), e))
     }
 
-    /// A new part, hashed as it is written.
+    /// Puts other content into a file that is open; neither at once nor durably.
+    pub fn overwrite(&self, file: &File, name: &str, bytes: &[u8]) -> Result<()> {
+        let (at, path) = (file.as_fd(), self.path_of(name));
+        let op = Op::SetLength(0);
+        let call = Call {
+            op,
+            at,
+            path: &path,
+        };
+        self.tap
+            .call(call, || rustix::fs::ftruncate(at, 0))
+            .map_err(|e| Error::io(&path, e))?;
+        write_all(&self.tap, at, &path, 0, bytes)
+    }
+
+    /// A new part, hashed as it is written; one that exists already is an error.
     pub fn create_part(&self, name: &str) -> Result<PartWriter> {
+        let (folder, file) = self.place(name)?;
+        let path = self.path_of(name);
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = folder
+            .call(Op::Create(file.as_ref()), |fd| {
+                rustix::fs::openat(fd, file, flags, FILE_MODE)
+            })
+            .map_err(|e| Error::io(&path, e))?;
         Ok(PartWriter {
-            file: self.create_file(name)?,
-            path: self.path_of(name),
+            file: File::from(fd),
+            path,
             hasher: blake3::Hasher::new(),
             length: 0,
+            tap: self.tap.clone(),
         })
     }
 
@@ -265,14 +319,20 @@ impl Directory {
         self.write_part(&beside, bytes)?;
         let (folder, new) = self.place(&beside)?;
         let (_, old) = self.place(name)?;
-        rustix::fs::renameat(folder.fd.as_fd(), new, folder.fd.as_fd(), old)
+        folder
+            .call(Op::Rename(new.as_ref(), old.as_ref()), |fd| {
+                rustix::fs::renameat(fd, new, fd, old)
+            })
             .map_err(|e| Error::io(self.path_of(name), e))
     }
 
     /// Removes a file; a missing one is fine.
     pub fn remove(&self, name: &str) -> Result<()> {
         let (folder, file) = self.place(name)?;
-        match rustix::fs::unlinkat(folder.fd.as_fd(), file, AtFlags::empty()) {
+        let removed = folder.call(Op::Remove(file.as_ref()), |fd| {
+            rustix::fs::unlinkat(fd, file, AtFlags::empty())
+        });
+        match removed {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(Error::io(self.path_of(name), e)),
         }
@@ -280,7 +340,8 @@ impl Directory {
 
     /// Makes the entries of the directory durable.
     pub fn sync(&self) -> Result<()> {
-        rustix::fs::fsync(self.fd.as_fd()).map_err(|e| Error::io(&self.path, e))
+        rustix::io::retry_on_intr(|| self.call(Op::SyncFolder, |fd| rustix::fs::fsync(fd)))
+            .map_err(|e| Error::io(&self.path, e))
     }
 
     /// Names of all entries that are UTF-8 (none of ours is anything else).
@@ -309,21 +370,33 @@ impl Directory {
         }
     }
 
+    /// Whether anything has this name.
+    pub fn has(&self, name: &OsStr) -> Result<bool> {
+        match rustix::fs::statat(self.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(Error::io(self.path_of(name), e)),
+        }
+    }
+
     /// Renames the folder `from` to `to`, both in this directory, unless `to` exists.
     pub fn rename_new(&self, from: &OsStr, to: &OsStr) -> Result<()> {
-        let fd = self.fd.as_fd();
-        let fail = |e: Errno| Error::io(self.path.join(to), e);
-        match rustix::fs::renameat_with(fd, from, fd, to, RenameFlags::NOREPLACE) {
+        let fail = |e: Errno| Error::io(self.path_of(to), e);
+        let refusing = self.call(Op::Rename(from, to), |fd| {
+            rustix::fs::renameat_with(fd, from, fd, to, RenameFlags::NOREPLACE)
+        });
+        match refusing {
             Ok(()) => Ok(()),
             // Not every file system can refuse by itself. A plain rename of a folder replaces at most
             // an empty folder, so nobody's data is lost between the look and the rename.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                match rustix::fs::statat(fd, to, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(_) => Err(fail(Errno::EXIST)),
-                    Err(Errno::NOENT) => rustix::fs::renameat(fd, from, fd, to).map_err(fail),
-                    Err(e) => Err(fail(e)),
-                }
-            }
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match self.has(to)? {
+                true => Err(fail(Errno::EXIST)),
+                false => self
+                    .call(Op::Rename(from, to), |fd| {
+                        rustix::fs::renameat(fd, from, fd, to)
+                    })
+                    .map_err(fail),
+            },
             Err(e) => Err(fail(e)),
         }
     }
@@ -402,6 +475,28 @@ pub fn lock(file: &File, mode: LockMode, path: &Path) -> Result<Lock> {
     }
 }
 
+/// Writes everything, however little the system takes at once.
+fn write_all(
+    tap: &MaybeTap,
+    at: BorrowedFd<'_>,
+    path: &Path,
+    mut offset: u64,
+    mut bytes: &[u8],
+) -> Result<()> {
+    while !bytes.is_empty() {
+        match tap.write(at, path, offset, bytes) {
+            Ok(0) => return Err(Error::io(path, std::io::ErrorKind::WriteZero)),
+            Ok(n) => {
+                offset += n as u64;
+                bytes = bytes.get(n..).unwrap_or_default();
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(Error::io(path, e)),
+        }
+    }
+    Ok(())
+}
+
 /// A part in the making.
 #[derive(Debug)]
 pub struct PartWriter {
@@ -409,13 +504,13 @@ pub struct PartWriter {
     path: PathBuf,
     hasher: blake3::Hasher,
     length: u64,
+    tap: MaybeTap,
 }
 
 impl PartWriter {
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
-            .map_err(|e| Error::io(&self.path, e))?;
+        let at = self.file.as_fd();
+        write_all(&self.tap, at, &self.path, self.length, bytes)?;
         self.hasher.update(bytes);
         self.length += bytes.len() as u64;
         Ok(())
@@ -423,7 +518,14 @@ impl PartWriter {
 
     /// Syncs it; from here on the file never changes.
     pub fn finish(self) -> Result<Digest> {
-        self.file.sync_all().map_err(|e| Error::io(&self.path, e))?;
+        let (op, at, path) = (Op::SyncFile, self.file.as_fd(), self.path.as_path());
+        // The standard library knows what makes a file durable on each system.
+        let sync = || {
+            let failed = |e| Errno::from_io_error(&e).unwrap_or(Errno::IO);
+            self.file.sync_all().map_err(failed)
+        };
+        rustix::io::retry_on_intr(|| self.tap.call(Call { op, at, path }, sync))
+            .map_err(|e| Error::io(path, e))?;
         Ok(Digest {
             length: self.length,
             blake3: *self.hasher.finalize().as_bytes(),

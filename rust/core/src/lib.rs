@@ -26,6 +26,7 @@ mod presence;
 pub mod routes;
 mod spec;
 mod store;
+pub mod tap;
 mod tensors;
 mod verify;
 mod writer;

@@ -1,7 +1,6 @@
 //! The lock of the one writer: advisory, and with a message that names its holder.
 
 use std::fs::File;
-use std::io::{Seek, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
@@ -13,7 +12,7 @@ pub const LOCK: &str = "LOCK";
 /// Takes the writer's lock, or names its holder. The lock goes with the process, however that ends.
 pub fn take_lock(dir: &Directory) -> Result<File> {
     let path = dir.path_of(LOCK);
-    let mut file = dir.open_or_create(LOCK)?;
+    let file = dir.open_or_create(LOCK)?;
     match files::lock(&file, LockMode::Exclusive, &path)? {
         Lock::Held => {}
         Lock::Busy => {
@@ -35,10 +34,7 @@ pub fn take_lock(dir: &Directory) -> Result<File> {
         .into_owned();
     let line = format!("{} {host} {}\n", std::process::id(), now());
     // Only for the message to others: a full disk must not keep the holder from working.
-    let _ = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| file.write_all(line.as_bytes()));
+    let _ = dir.overwrite(&file, LOCK, line.as_bytes());
     Ok(file)
 }
 

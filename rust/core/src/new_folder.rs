@@ -19,27 +19,13 @@ pub(crate) struct NewFolder {
 }
 
 impl NewFolder {
-    pub fn beside(path: &Path) -> Result<Self> {
-        let target = path
-            .file_name()
-            .ok_or_else(|| {
-                Error::invalid(format!(
-                    "{}: not a path that can be created",
-                    path.display()
-                ))
-            })?
-            .to_owned();
-        let parent = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let parent = Directory::open(parent)?;
-        if std::fs::symlink_metadata(path).is_ok() {
+    pub fn beside(parent: Directory, target: &OsStr) -> Result<Self> {
+        if parent.has(target)? {
             let source = std::io::Error::from(rustix::io::Errno::EXIST);
-            return Err(Error::io(path, source));
+            return Err(Error::io(parent.path_of(target), source));
         }
         let mut prefix = OsString::from(".");
-        prefix.push(&target);
+        prefix.push(target);
         prefix.push(".tmp-");
         remove_abandoned(&parent, &prefix);
         let nanos = SystemTime::now()
@@ -51,7 +37,7 @@ impl NewFolder {
         Ok(Self {
             parent,
             name,
-            target,
+            target: target.to_owned(),
             dir,
             moved: false,
         })
@@ -78,9 +64,23 @@ impl Drop for NewFolder {
     fn drop(&mut self) {
         if !self.moved {
             // A writer that is dropped has nobody to tell; the next creation tries again.
-            let _ = self.parent.remove_folder(&self.name);
+            let _ = self.parent.remove_folder(&self.name, LOCK);
         }
     }
+}
+
+/// The directory that holds `path`, and the name in it.
+pub fn parent_of(path: &Path) -> Result<(Directory, OsString)> {
+    let name = path.file_name().ok_or_else(|| {
+        let reason = "not a path that can be created";
+        Error::invalid(format!("{}: {reason}", path.display()))
+    })?;
+    let parent = match path.parent() {
+        // The path stays as it was given, for messages.
+        Some(parent) if parent != Path::new("") => Directory::open(parent)?,
+        _ => Directory::open(".")?.moved_to(""),
+    };
+    Ok((parent, name.to_owned()))
 }
 
 /// Folders of creators that were killed: nobody holds their lock.
@@ -99,7 +99,7 @@ fn remove_abandoned(parent: &Directory, prefix: &OsStr) {
             continue;
         };
         if files::lock(&lock, LockMode::Exclusive, folder.path()).is_ok_and(|l| l == Lock::Held) {
-            let _ = parent.remove_folder(OsStr::new(name));
+            let _ = parent.remove_folder(OsStr::new(name), LOCK);
         }
     }
 }

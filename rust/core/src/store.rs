@@ -1,5 +1,6 @@
 //! The face for readers: one generation, open, shared between threads.
 
+use std::ffi::OsStr;
 use std::iter::FusedIterator;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use crate::files::Directory;
 use crate::generation::{Generation, Index};
 use crate::info::{self, StoreInfo};
 use crate::manifest::Current;
+use crate::new_folder::parent_of;
 use crate::routes::{DecoderInput, Keeps, route_weights};
 use crate::spec::StoreSpec;
 use crate::tensors::{Tensor, TensorView};
@@ -61,6 +63,11 @@ impl Store {
             },
             _ => e,
         })?;
+        Self::open_in(dir)
+    }
+
+    /// The store in a directory that is open already.
+    pub fn open_in(dir: Directory) -> Result<Self> {
         let generation = Generation::open(&dir, Index::Open)?;
         Ok(Self {
             dir,
@@ -75,7 +82,19 @@ impl Store {
         experts: &[Tensor<'_>],
         decoder: Option<&DecoderInput<'_>>,
     ) -> Result<Writer> {
-        Writer::create(path.as_ref(), spec, experts, decoder)
+        let (parent, name) = parent_of(path.as_ref())?;
+        Self::create_in(parent, &name, spec, experts, decoder)
+    }
+
+    /// As [`Store::create`], at `name` in a directory that is open already.
+    pub fn create_in(
+        parent: Directory,
+        name: &OsStr,
+        spec: StoreSpec,
+        experts: &[Tensor<'_>],
+        decoder: Option<&DecoderInput<'_>>,
+    ) -> Result<Writer> {
+        Writer::create(parent, name, spec, experts, decoder)
     }
 
     /// The one writer; it builds on the newest generation, which may be newer than the one read here.

@@ -1,6 +1,7 @@
 //! The face for the one writer: stages changes in memory, then commits them as the next generation.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -115,7 +116,8 @@ impl Staged {
 
 impl Writer {
     pub(crate) fn create(
-        path: &Path,
+        parent: Directory,
+        name: &OsStr,
         spec: StoreSpec,
         experts: &[Tensor<'_>],
         decoder: Option<&DecoderInput<'_>>,
@@ -132,7 +134,8 @@ impl Writer {
             );
             return Err(Error::invalid(format!("codec {codec} {needs} decoder")));
         }
-        let folder = NewFolder::beside(path)?;
+        let path = parent.path_of(name);
+        let folder = NewFolder::beside(parent, name)?;
         let dir = folder.dir().clone();
         let lock = take_lock(&dir)?;
         let file = format!("{}-{:08}.safetensors", role::EXPERTS, 1);
@@ -145,7 +148,7 @@ impl Writer {
             parts.push(Part::new(role::DECODER, file, digest));
         }
         Ok(Self {
-            path: path.to_owned(),
+            path,
             session: Ok(Box::new(Session {
                 dir,
                 base: Base::New { folder, parts },
