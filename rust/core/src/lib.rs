@@ -25,6 +25,7 @@ mod new_folder;
 mod presence;
 pub mod routes;
 mod spec;
+mod staged;
 mod store;
 pub mod tap;
 mod tensors;

@@ -124,13 +124,6 @@ impl PresenceBuilder {
         self.rows
     }
 
-    pub fn push(&mut self, present: bool) {
-        match present {
-            true => self.extend_present(1),
-            false => self.extend_absent(1),
-        }
-    }
-
     pub fn extend_present(&mut self, n: u64) {
         if self.rows < self.count {
             self.set(self.count, n);

@@ -1,6 +1,6 @@
-//! The face for the one writer: stages changes in memory, then commits them as the next generation.
+//! The face for the one writer: stages changes, then commits them as the next generation.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use roaring::RoaringTreemap;
 
 use crate::bm25::IndexWriter;
-use crate::collect;
+use crate::collect::{self, next_generation};
 use crate::documents::{Contents, Document, DocumentId};
 use crate::error::{Error, Result};
 use crate::experts::Experts;
@@ -20,6 +20,7 @@ use crate::manifest::{Hash, Manifest, Part, Pinned, role};
 use crate::new_folder::NewFolder;
 use crate::routes::{Codec, Decoder, DecoderInput, Keeps};
 use crate::spec::StoreSpec;
+use crate::staged::Staged;
 use crate::tensors::Tensor;
 
 /// What becomes of a document whose id is in the store already.
@@ -72,45 +73,13 @@ pub(crate) enum Base {
     Existing(Box<Generation>),
 }
 
-/// Changes since the last commit.
-#[derive(Debug)]
-pub(crate) struct Staged {
-    /// The docno of the first entry.
-    pub first: u64,
-    pub entries: Vec<Entry>,
-    pub by_id: HashMap<DocumentId, u64>,
-    /// Docnos that died, of the base and of the entries.
-    pub dead: RoaringTreemap,
-    /// Of those, documents of the base, and how many of them had no route.
-    pub dead_in_base: u64,
-    pub dead_unrouted_in_base: u64,
-    /// Rows of routes, one after the other.
-    pub routes: Vec<f32>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub id: DocumentId,
-    pub contents: Contents,
-    /// Which row of the staged routes.
-    pub route: Option<usize>,
-}
-
-impl Staged {
-    pub fn new(first: u64) -> Self {
-        Self {
-            first,
-            entries: Vec::new(),
-            by_id: HashMap::new(),
-            dead: RoaringTreemap::new(),
-            dead_in_base: 0,
-            dead_unrouted_in_base: 0,
-            routes: Vec::new(),
+impl Base {
+    /// None for a new store.
+    pub fn generation(&self) -> Option<&Generation> {
+        match self {
+            Base::New { .. } => None,
+            Base::Existing(base) => Some(base),
         }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.dead.is_empty()
     }
 }
 
@@ -142,19 +111,22 @@ impl Writer {
         let digest = Experts::write(&dir, &file, experts, &spec)?;
         let mut parts = vec![Part::new(role::EXPERTS, file, digest)];
         let codec: Arc<dyn Codec> = spec.codec.build(spec.logits()).into();
+        let mut decoder_hash = None;
         if let Some(decoder) = decoder {
             let file = format!("{}-{:08}.safetensors", role::DECODER, 1);
             let digest = Decoder::write(&dir, &file, decoder, spec.logits(), codec.columns())?;
+            decoder_hash = Some(Hash(digest.blake3));
             parts.push(Part::new(role::DECODER, file, digest));
         }
+        let codec_name = spec.codec.to_string();
         Ok(Self {
             path,
             session: Ok(Box::new(Session {
                 dir,
                 base: Base::New { folder, parts },
+                staged: Staged::new(1, 0, spec.id_type, None, decoder_hash, codec_name),
                 spec: Arc::new(spec),
                 codec,
-                staged: Staged::new(0),
                 index: None,
                 _lock: lock,
             })),
@@ -175,7 +147,7 @@ impl Writer {
             session: Ok(Box::new(Session {
                 spec: Arc::clone(&base.spec),
                 codec: Arc::clone(&base.codec),
-                staged: Staged::new(base.manifest().next_docno),
+                staged: Staged::on(&base, next_generation(&dir)?),
                 base: Base::Existing(Box::new(base)),
                 index: None,
                 dir,
@@ -213,6 +185,7 @@ impl Writer {
         routes: Option<RouteRows<'_>>,
         on_duplicate: OnDuplicate,
     ) -> Result<usize> {
+        self.resolve()?;
         let session = self.session()?;
         let plan = session.plan(documents, routes, on_duplicate)?;
         session.open_index(&plan)?;
@@ -220,19 +193,41 @@ impl Writer {
         self.or_poison(staged)
     }
 
-    /// Stages documents of which nothing but id and route is known.
+    /// Stages documents of which nothing but id and route is known, in bulk and in bounded memory.
+    /// Duplicates are looked for later, by the commit or before the next `add` or `delete`: a
+    /// [`Error::DuplicateId`] comes from there. Returns how many were staged.
     pub fn add_arrays(
         &mut self,
         ids: &[DocumentId],
         routes: RouteRows<'_>,
         on_duplicate: OnDuplicate,
     ) -> Result<usize> {
-        let documents: Vec<Document> = ids.iter().cloned().map(Document::new).collect();
-        self.add(&documents, Some(routes), on_duplicate)
+        let session = self.session()?;
+        session.check_shape(routes, ids.len())?;
+        session.check_room(ids.len())?;
+        for (i, id) in ids.iter().enumerate() {
+            id.validate(session.spec.id_type)?;
+            session.check_row(id, session.row(routes, i))?;
+        }
+        let staged = session.staged.push_many(
+            &session.dir,
+            session.codec.as_ref(),
+            ids,
+            routes.data,
+            on_duplicate,
+        );
+        self.or_poison(staged.map(|()| ids.len()))
+    }
+
+    /// After a duplicate or a failure half way nothing can be committed.
+    fn resolve(&mut self) -> Result<()> {
+        let resolved = self.session()?.resolve();
+        self.or_poison(resolved)
     }
 
     /// Stages deletions; all of a call or none. Returns how many documents it takes away.
     pub fn delete(&mut self, ids: &[DocumentId]) -> Result<usize> {
+        self.resolve()?;
         let session = self.session()?;
         let mut docnos = RoaringTreemap::new();
         for id in ids {
@@ -273,10 +268,11 @@ impl Writer {
     fn close(&mut self, reason: &str) {
         let session =
             std::mem::replace(&mut self.session, Err(format!("{reason}: open a new one")));
-        if let Ok(session) = session
-            && let Some(index) = session.index
-        {
-            index.discard();
+        if let Ok(mut session) = session {
+            if let Some(index) = session.index.take() {
+                index.discard();
+            }
+            session.staged.names.remove_all(&session.dir);
         }
     }
 
@@ -312,10 +308,7 @@ impl Session {
         if let Some(routes) = routes {
             self.check_shape(routes, documents.len())?;
         }
-        let room = u64::MAX - self.staged.first - self.staged.entries.len() as u64;
-        if documents.len() as u64 > room {
-            return Err(Error::invalid("the store has no docnos left"));
-        }
+        self.check_room(documents.len())?;
         let mut seen = HashSet::new();
         let mut chosen = Vec::with_capacity(documents.len());
         for (i, document) in documents.iter().enumerate() {
@@ -343,6 +336,13 @@ impl Session {
             }
         }
         Ok(Plan { chosen })
+    }
+
+    fn check_room(&self, n: usize) -> Result<()> {
+        match self.staged.next.checked_add(n as u64) {
+            Some(_) => Ok(()),
+            None => Err(Error::invalid("the store has no docnos left")),
+        }
     }
 
     fn check_shape(&self, routes: RouteRows<'_>, n: usize) -> Result<()> {
@@ -390,8 +390,8 @@ impl Session {
 
     /// The document with this id as it would be after a commit.
     fn lookup(&self, id: &DocumentId) -> Result<Option<u64>> {
-        if let Some(docno) = self.staged.by_id.get(id) {
-            return Ok(Some(*docno));
+        if let Some(docno) = self.staged.lookup(id)? {
+            return Ok(Some(docno));
         }
         match &self.base {
             Base::New { .. } => Ok(None),
@@ -452,29 +452,23 @@ impl Session {
             if let Some(docno) = replaced {
                 self.kill(*docno)?;
             }
-            let docno = self.staged.first + self.staged.entries.len() as u64;
+            let docno = self.staged.next;
             if has_words(document) {
                 let title = document.title.as_deref().unwrap_or_default();
                 let text = document.text.as_deref().unwrap_or_default();
                 self.index()?.add(docno, title, text)?;
             }
-            let route = routes.map(|routes| {
-                let row = self.staged.routes.len() / self.codec.columns().max(1);
-                let numbers = self.row(routes, *i);
-                self.staged.routes.extend_from_slice(numbers);
-                row
-            });
-            let keep = |kept: bool, field: &Option<String>| field.clone().filter(|_| kept);
-            self.staged.by_id.insert(document.id.clone(), docno);
-            self.staged.entries.push(Entry {
-                id: document.id.clone(),
-                contents: Contents {
-                    title: keep(self.spec.keep_title, &document.title),
-                    text: keep(self.spec.keep_text, &document.text),
-                    metadata: keep(self.spec.keep_metadata, &document.metadata),
-                },
-                route,
-            });
+            let contents = Contents {
+                title: document.title.clone().filter(|_| self.spec.keep_title),
+                text: document.text.clone().filter(|_| self.spec.keep_text),
+                metadata: document
+                    .metadata
+                    .clone()
+                    .filter(|_| self.spec.keep_metadata),
+            };
+            let row = routes.map(|routes| self.row(routes, *i));
+            self.staged
+                .push(&self.dir, self.codec.as_ref(), &document.id, row, &contents)?;
         }
         Ok(plan.chosen.len())
     }
@@ -484,29 +478,20 @@ impl Session {
         if self.has_index() {
             self.index()?.delete(docno)?;
         }
-        self.staged.dead.insert(docno);
-        let place = docno.checked_sub(self.staged.first).map(|i| i as usize);
-        match place.and_then(|i| self.staged.entries.get_mut(i)) {
-            Some(entry) => {
-                // Its docno was given out; nothing else of it needs to be written.
-                entry.contents = Contents::default();
-                entry.route = None;
-                self.staged.by_id.remove(&entry.id);
-            }
-            None => {
-                self.staged.dead_in_base += 1;
-                if let Base::Existing(base) = &self.base {
-                    self.staged.dead_unrouted_in_base += u64::from(!base.is_routed(docno)?);
-                }
-            }
-        }
-        Ok(())
+        let base = self.base.generation();
+        self.staged.kill(docno, base)
+    }
+
+    /// Deals with the duplicates among what came in bulk.
+    pub fn resolve(&mut self) -> Result<()> {
+        let died = self.staged.resolve(&self.dir, self.base.generation())?;
+        died.into_iter().try_for_each(|docno| self.kill(docno))
     }
 
     /// After a commit: the generation that it made is the new base.
     fn go_on(&mut self) -> Result<()> {
         let base = Generation::open(&self.dir, Index::Leave)?;
-        self.staged = Staged::new(base.manifest().next_docno);
+        self.staged = Staged::on(&base, base.number() + 1);
         self.base = Base::Existing(Box::new(base));
         let _ = collect::collect(&self.dir);
         Ok(())
@@ -520,14 +505,6 @@ impl Session {
                 parts: parts.clone(),
                 ..Manifest::empty((*self.spec).clone())
             },
-        }
-    }
-
-    /// The scales that were fitted last.
-    pub fn newest_scales(&self) -> Option<(Hash, &[f32])> {
-        match &self.base {
-            Base::New { .. } => None,
-            Base::Existing(base) => base.scales.last().map(|(hash, s)| (*hash, s.values())),
         }
     }
 }

@@ -285,3 +285,61 @@ pub fn write_ids(
     }
     frame.finish(fields)
 }
+
+#[derive(Debug)]
+pub struct IdsChunk(IdType, Vec<DocumentId>);
+impl IdsChunk {
+    pub fn new(t: IdType) -> Self {
+        Self(t, Vec::new())
+    }
+    pub fn push(&mut self, id: &DocumentId) {
+        self.1.push(id.clone());
+    }
+    pub fn len(&self) -> usize {
+        self.1.len()
+    }
+    pub fn bytes(&self) -> usize {
+        self.1.len() * 50
+    }
+    pub fn write(&self, dir: &Directory, name: &str, first: u64) -> Result<Digest> {
+        let refs: Vec<&DocumentId> = self.1.iter().collect();
+        write_ids(dir, name, self.0, first, &refs)
+    }
+}
+pub fn join_ids(
+    dir: &Directory,
+    name: &str,
+    segments: &[&IdSegment],
+    _keep: &(dyn Fn(u64) -> bool + Sync),
+) -> Result<Digest> {
+    let mut all = Vec::new();
+    for s in segments {
+        for d in s.first()..s.end() {
+            if let Some(id) = s.id(d)? {
+                all.push(id);
+            }
+        }
+    }
+    let refs: Vec<&DocumentId> = all.iter().collect();
+    let t = segments[0].layout.id_type;
+    write_ids(dir, name, t, segments[0].first, &refs)
+}
+pub fn duplicates(
+    segments: &[&IdSegment],
+    found: &mut dyn FnMut(&DocumentId, &[u64]) -> Result<()>,
+) -> Result<()> {
+    let mut all: std::collections::BTreeMap<DocumentId, Vec<u64>> = Default::default();
+    for s in segments {
+        for d in s.first()..s.end() {
+            if let Some(id) = s.id(d)? {
+                all.entry(id).or_default().push(d);
+            }
+        }
+    }
+    for (id, docnos) in all {
+        if docnos.len() > 1 {
+            found(&id, &docnos)?;
+        }
+    }
+    Ok(())
+}

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::spec::{IdType, MAX_NAME};
 
 pub use dead::Dead;
-pub use ids::{IdSegment, write_ids};
+pub use ids::{IdSegment, IdsChunk, duplicates, join_ids};
 pub use kept::{Contents, KeptSegment, KeptWriter, LastBlock};
 
 /// The longest title, text or metadata of one document, in bytes.
@@ -31,6 +31,30 @@ impl DocumentId {
             DocumentId::String(_) => IdType::String,
             DocumentId::U64(_) => IdType::U64,
         }
+    }
+
+    /// Whether a store with ids of this type can take it.
+    pub fn validate(&self, id_type: IdType) -> Result<()> {
+        let id = self;
+        if id.kind() != id_type {
+            let expected = match id_type {
+                IdType::String => "a string",
+                IdType::U64 => "an integer",
+            };
+            return Err(Error::invalid(format!(
+                "document id {id}: this store takes {expected} (id_type)"
+            )));
+        }
+        if let DocumentId::String(text) = id
+            && !(1..=MAX_NAME).contains(&text.len())
+        {
+            let n = text.len();
+            let start: String = text.chars().take(40).collect();
+            return Err(Error::invalid(format!(
+                "document id {start:?}...: expected 1 to {MAX_NAME} bytes of UTF-8, got {n}"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -99,24 +123,7 @@ impl Document {
     /// Whether a store with ids of this type can take it.
     pub fn validate(&self, id_type: IdType) -> Result<()> {
         let id = &self.id;
-        if id.kind() != id_type {
-            let expected = match id_type {
-                IdType::String => "a string",
-                IdType::U64 => "an integer",
-            };
-            return Err(Error::invalid(format!(
-                "document id {id}: this store takes {expected} (id_type)"
-            )));
-        }
-        if let DocumentId::String(text) = id
-            && !(1..=MAX_NAME).contains(&text.len())
-        {
-            let n = text.len();
-            let start: String = text.chars().take(40).collect();
-            return Err(Error::invalid(format!(
-                "document id {start:?}...: expected 1 to {MAX_NAME} bytes of UTF-8, got {n}"
-            )));
-        }
+        id.validate(id_type)?;
         let fields = [
             ("title", &self.title),
             ("text", &self.text),

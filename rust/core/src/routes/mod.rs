@@ -11,6 +11,6 @@ mod segment;
 pub use codec::{Codec, CodecName, Keeps};
 pub use decoder::{Decoder, DecoderInput};
 pub use phi::{Phi, route_weights};
-pub use scales::Scales;
+pub use scales::{ColumnRange, ScaleValues, Scales};
 pub use segment::RouteSegment;
 pub(crate) use segment::{SegmentPlan, SegmentWriter};

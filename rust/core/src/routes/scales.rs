@@ -6,7 +6,7 @@ use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind};
 
 #[derive(Debug, Clone)]
 pub struct Scales {
-    values: Vec<f32>,
+    values: ScaleValues,
     frame: Frame,
 }
 
@@ -23,18 +23,21 @@ impl Scales {
         if let Some(bad) = values.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
             return Err(frame.corrupt("scales", "finite numbers, 0 or above", bad));
         }
-        Ok(Self { values, frame })
+        Ok(Self {
+            values: ScaleValues(values),
+            frame,
+        })
     }
 
-    pub fn write(dir: &Directory, name: &str, values: &[f32]) -> Result<Digest> {
-        let fields = FieldsWriter::new().u64(values.len() as u64);
+    pub fn write(dir: &Directory, name: &str, values: &ScaleValues) -> Result<Digest> {
+        let fields = FieldsWriter::new().u64(values.0.len() as u64);
         let mut frame = FrameWriter::create(dir, name, Kind::Scales)?;
-        let body: Vec<u8> = values.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let body: Vec<u8> = values.0.iter().flat_map(|s| s.to_le_bytes()).collect();
         frame.write(&body)?;
         frame.finish(fields)
     }
 
-    pub fn values(&self) -> &[f32] {
+    pub fn values(&self) -> &ScaleValues {
         &self.values
     }
 
@@ -43,38 +46,45 @@ impl Scales {
     }
 }
 
-/// The largest magnitude in each column of `rows`.
-pub fn column_maxima<'r>(columns: usize, rows: impl Iterator<Item = &'r [f32]>) -> Vec<f32> {
-    let mut maxima = vec![0.0f32; columns];
-    for row in rows {
-        for (max, x) in maxima.iter_mut().zip(row) {
+#[derive(Debug, Clone)]
+pub struct ScaleValues(pub Vec<f32>);
+#[derive(Debug, Clone)]
+pub struct ColumnRange(Vec<f32>);
+impl ColumnRange {
+    pub fn new(columns: usize) -> Self {
+        Self(vec![0.0; columns])
+    }
+    pub fn extend(&mut self, row: &[f32]) {
+        for (max, x) in self.0.iter_mut().zip(row) {
             *max = max.max(x.abs());
         }
     }
-    maxima
 }
-
-/// Whether int8 in units of `scales` reaches these magnitudes with at most half a unit of error.
-pub fn fits(scales: &[f32], maxima: &[f32]) -> bool {
-    scales.len() == maxima.len()
-        && scales
-            .iter()
-            .zip(maxima)
-            .all(|(scale, max)| f64::from(*max) <= 127.5 * f64::from(*scale))
-}
-
-/// The scales for these magnitudes, none narrower than `old`.
-pub fn widen(old: Option<&[f32]>, maxima: &[f32]) -> Vec<f32> {
-    let mut scales: Vec<f32> = maxima
-        .iter()
-        .map(|max| match *max {
-            0.0 => 0.0,
-            // A scale of a subnormal column must not round to 0.
-            max => (max / 127.0).max(f32::MIN_POSITIVE),
-        })
-        .collect();
-    for (scale, old) in scales.iter_mut().zip(old.unwrap_or_default()) {
-        *scale = scale.max(*old);
+impl ScaleValues {
+    pub fn as_slice(&self) -> &[f32] {
+        &self.0
     }
-    scales
+    pub fn covers(&self, range: &ColumnRange) -> bool {
+        self.0
+            .iter()
+            .zip(&range.0)
+            .all(|(scale, max)| f64::from(*max) <= 127.5 * f64::from(*scale))
+    }
+    pub fn widen(old: Option<&Self>, range: &ColumnRange) -> Self {
+        let mut scales: Vec<f32> = range
+            .0
+            .iter()
+            .map(|max| match *max {
+                0.0 => 0.0,
+                max => (max / 127.0).max(f32::MIN_POSITIVE),
+            })
+            .collect();
+        for (scale, old) in scales
+            .iter_mut()
+            .zip(old.map(|o| o.as_slice()).unwrap_or_default())
+        {
+            *scale = scale.max(*old);
+        }
+        Self(scales)
+    }
 }

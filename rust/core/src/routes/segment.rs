@@ -145,7 +145,10 @@ impl RouteSegment {
         let Some(record) = self.record(docno)? else {
             return Ok(false);
         };
-        let scales = self.scales.as_ref().map_or(&[][..], |s| s.values());
+        let scales = self
+            .scales
+            .as_ref()
+            .map_or(&[][..], |s| s.values().as_slice());
         self.codec.decode(record, scales, out);
         Ok(true)
     }
@@ -209,12 +212,6 @@ impl SegmentWriter {
     /// The docno that comes next.
     pub fn end(&self) -> u64 {
         self.plan.first.saturating_add(self.presence.count())
-    }
-
-    pub fn contains(&self, docno: u64) -> bool {
-        docno
-            .checked_sub(self.plan.first)
-            .is_some_and(|i| self.presence.contains(i))
     }
 
     pub fn finish(mut self) -> Result<Digest> {

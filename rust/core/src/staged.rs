@@ -1,0 +1,599 @@
+//! What a writer has taken since the last commit. It goes to disk as it comes, into parts that no manifest
+//! names yet, so that memory stays bounded however much one commit adds.
+
+use std::collections::HashMap;
+
+use roaring::RoaringTreemap;
+
+use crate::documents::{
+    Contents, DocumentId, IdSegment, IdsChunk, KeptWriter, duplicates, join_ids,
+};
+use crate::error::{Error, Result};
+use crate::files::Directory;
+use crate::generation::Generation;
+use crate::manifest::{Hash, Part, role};
+use crate::presence::PresenceBuilder;
+use crate::routes::{Codec, ColumnRange, ScaleValues, Scales, SegmentPlan, SegmentWriter};
+use crate::spec::IdType;
+use crate::writer::OnDuplicate;
+
+/// A chunk of ids is sorted and written when it has this many bytes, or this many ids that came with documents.
+const CHUNK_BYTES: usize = 64 << 20;
+const CHUNK_DOCUMENTS: usize = 1 << 17;
+/// More runs of ids than this are joined, so that looking one up stays quick.
+const MAX_RUNS: usize = 32;
+/// Rows are encoded when so many numbers have come together: scales are fitted to that many at first.
+const PENDING_NUMBERS: usize = 1 << 22;
+
+/// The names of the files that a generation writes, so that they can be removed if it never comes to be.
+#[derive(Debug)]
+pub struct Names {
+    pub generation: u64,
+    given: HashMap<&'static str, u32>,
+    pub all: Vec<String>,
+}
+
+impl Names {
+    pub fn new(generation: u64) -> Self {
+        Self {
+            generation,
+            given: HashMap::new(),
+            all: Vec::new(),
+        }
+    }
+
+    pub fn next(&mut self, role: &'static str, end: &str) -> String {
+        let n = self.given.entry(role).or_default();
+        let name = match *n {
+            0 => format!("{role}-{:08}.{end}", self.generation),
+            n => format!("{role}-{:08}.{n}.{end}", self.generation),
+        };
+        *n += 1;
+        self.all.push(name.clone());
+        name
+    }
+
+    /// Best effort: what stays is listed nowhere, and found by the collector.
+    pub fn remove_all(&mut self, dir: &Directory) {
+        for name in self.all.drain(..) {
+            let _ = dir.remove(&name);
+        }
+    }
+
+    fn remove(&mut self, dir: &Directory, name: &str) {
+        let _ = dir.remove(name);
+        self.all.retain(|n| n != name);
+    }
+}
+
+/// Changes since the last commit.
+#[derive(Debug)]
+pub struct Staged {
+    pub names: Names,
+    /// The docno of the first document that was staged, and of the next one.
+    pub first: u64,
+    pub next: u64,
+    ids: StagedIds,
+    routes: StagedRoutes,
+    kept: Option<(String, KeptWriter)>,
+    /// Docnos that died, of the base and of those staged.
+    pub dead: RoaringTreemap,
+    /// Of those, documents of the base, and how many of them had no route.
+    pub dead_in_base: u64,
+    pub dead_unrouted_in_base: u64,
+    /// Documents that were staged without a route, and died.
+    pub dead_unrouted_here: u64,
+}
+
+#[derive(Debug)]
+struct StagedIds {
+    id_type: IdType,
+    /// The newest ids, and where those among them are that came one by one.
+    chunk: IdsChunk,
+    chunk_first: u64,
+    by_id: HashMap<DocumentId, u64>,
+    /// Chunks that were written, in order of docnos.
+    runs: Vec<(Part, IdSegment)>,
+    /// From which docno on duplicates are dealt with in which way; below `resolved` that has been done.
+    policies: Vec<(u64, OnDuplicate)>,
+    resolved: u64,
+}
+
+#[derive(Debug)]
+struct StagedRoutes {
+    /// Scales and segments that are finished.
+    parts: Vec<Part>,
+    /// The newest scales, of this commit or before, and the hash of the decoder.
+    scales: Option<(Hash, ScaleValues)>,
+    decoder: Option<Hash>,
+    codec_name: String,
+    open: Option<(String, SegmentWriter)>,
+    /// Rows that are not encoded yet, with their docnos.
+    pending: Vec<f32>,
+    docnos: Vec<u64>,
+    /// Which of the staged documents have a route.
+    present: PresenceBuilder,
+    records: Vec<u8>,
+}
+
+impl Staged {
+    pub fn new(
+        generation: u64,
+        first: u64,
+        id_type: IdType,
+        scales: Option<(Hash, ScaleValues)>,
+        decoder: Option<Hash>,
+        codec_name: String,
+    ) -> Self {
+        Self {
+            names: Names::new(generation),
+            first,
+            next: first,
+            ids: StagedIds {
+                id_type,
+                chunk: IdsChunk::new(id_type),
+                chunk_first: first,
+                by_id: HashMap::new(),
+                runs: Vec::new(),
+                policies: Vec::new(),
+                resolved: first,
+            },
+            routes: StagedRoutes {
+                parts: Vec::new(),
+                scales,
+                decoder,
+                codec_name,
+                open: None,
+                pending: Vec::new(),
+                docnos: Vec::new(),
+                present: PresenceBuilder::default(),
+                records: Vec::new(),
+            },
+            kept: None,
+            dead: RoaringTreemap::new(),
+            dead_in_base: 0,
+            dead_unrouted_in_base: 0,
+            dead_unrouted_here: 0,
+        }
+    }
+
+    /// For the generation that follows `base`.
+    pub fn on(base: &Generation, generation: u64) -> Self {
+        let manifest = base.manifest();
+        let newest = base.scales.last();
+        Self::new(
+            generation,
+            manifest.next_docno,
+            base.spec.id_type,
+            newest.map(|(hash, scales)| (*hash, scales.values().clone())),
+            manifest.of_role(role::DECODER).next().map(|p| p.blake3),
+            base.spec.codec.to_string(),
+        )
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.next == self.first && self.dead.is_empty()
+    }
+
+    /// Whether a staged document has a route.
+    fn is_routed(&self, docno: u64) -> bool {
+        docno
+            .checked_sub(self.first)
+            .is_some_and(|i| self.routes.present.contains(i))
+    }
+
+    /// Staged documents without a route, dead ones included.
+    pub fn absent(&self) -> u64 {
+        self.routes.present.count() - self.routes.present.rows()
+    }
+
+    /// The living docno of an id among those staged.
+    pub fn lookup(&self, id: &DocumentId) -> Result<Option<u64>> {
+        let newest = self.ids.by_id.get(id).copied();
+        if let Some(docno) = newest.filter(|docno| !self.dead.contains(*docno)) {
+            return Ok(Some(docno));
+        }
+        for (_, run) in self.ids.runs.iter().rev() {
+            if let Some(docno) = run.find(id, |docno| self.dead.contains(docno))? {
+                return Ok(Some(docno));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A document that is known to be no duplicate, under the docno `next`.
+    pub fn push(
+        &mut self,
+        dir: &Directory,
+        codec: &dyn Codec,
+        id: &DocumentId,
+        route: Option<&[f32]>,
+        contents: &Contents,
+    ) -> Result<()> {
+        let docno = self.next;
+        self.ids.chunk.push(id);
+        self.ids.by_id.insert(id.clone(), docno);
+        self.next += 1;
+        self.ids.resolved = self.next;
+        match route {
+            Some(row) => self.push_rows(dir, codec, docno, row)?,
+            None => self.routes.present.extend_absent(1),
+        }
+        if !contents.is_empty() {
+            self.keep(dir, docno, contents)?;
+        }
+        if self.ids.by_id.len() >= CHUNK_DOCUMENTS {
+            self.end_chunk(dir)?;
+        }
+        Ok(())
+    }
+
+    /// Ids with their rows, of which duplicates are found later.
+    pub fn push_many(
+        &mut self,
+        dir: &Directory,
+        codec: &dyn Codec,
+        ids: &[DocumentId],
+        rows: &[f32],
+        policy: OnDuplicate,
+    ) -> Result<()> {
+        self.set_policy(policy);
+        let first = self.next;
+        for id in ids {
+            self.ids.chunk.push(id);
+        }
+        self.next += ids.len() as u64;
+        self.push_rows(dir, codec, first, rows)?;
+        match self.ids.chunk.bytes() >= CHUNK_BYTES {
+            true => self.end_chunk(dir),
+            false => Ok(()),
+        }
+    }
+
+    /// A document of another store with its record as it is; duplicates are found later.
+    pub fn push_record(
+        &mut self,
+        dir: &Directory,
+        codec: &dyn Codec,
+        id: &DocumentId,
+        record: Option<&[u8]>,
+        contents: &Contents,
+        policy: OnDuplicate,
+    ) -> Result<()> {
+        self.set_policy(policy);
+        let docno = self.next;
+        self.ids.chunk.push(id);
+        self.next += 1;
+        match record {
+            Some(record) => {
+                self.flush_rows(dir, codec)?;
+                self.routes.present.extend_present(1);
+                let segment = self.routes.segment(dir, codec, &mut self.names, docno)?;
+                segment.skip(docno - segment.end());
+                segment.write(record)?;
+            }
+            None => self.routes.present.extend_absent(1),
+        }
+        if !contents.is_empty() {
+            self.keep(dir, docno, contents)?;
+        }
+        match self.ids.chunk.bytes() >= CHUNK_BYTES {
+            true => self.end_chunk(dir),
+            false => Ok(()),
+        }
+    }
+
+    /// Goes on with these scales, writing them if they are not the newest already.
+    pub fn use_scales(
+        &mut self,
+        dir: &Directory,
+        codec: &dyn Codec,
+        hash: Hash,
+        values: &ScaleValues,
+    ) -> Result<()> {
+        self.flush_rows(dir, codec)?;
+        if self.routes.scales.as_ref().is_some_and(|(h, _)| *h == hash) {
+            return Ok(());
+        }
+        self.routes.end_segment()?;
+        let known = self.routes.parts.iter().any(|p| p.blake3 == hash);
+        if !known {
+            self.routes.write_scales(dir, &mut self.names, values)?;
+        }
+        self.routes.scales = Some((hash, values.clone()));
+        Ok(())
+    }
+
+    fn set_policy(&mut self, policy: OnDuplicate) {
+        if self.ids.policies.last().map(|(_, p)| *p) != Some(policy) {
+            self.ids.policies.push((self.next, policy));
+        }
+    }
+
+    fn keep(&mut self, dir: &Directory, docno: u64, contents: &Contents) -> Result<()> {
+        let (_, kept) = match self.kept.take() {
+            Some(kept) => self.kept.insert(kept),
+            None => {
+                let name = self.names.next(role::DOCUMENTS, "seg");
+                let writer = KeptWriter::create(dir, &name, docno)?;
+                self.kept.insert((name, writer))
+            }
+        };
+        kept.add(docno, contents)
+    }
+
+    /// Rows of the docnos from `first` on.
+    fn push_rows(
+        &mut self,
+        dir: &Directory,
+        codec: &dyn Codec,
+        first: u64,
+        rows: &[f32],
+    ) -> Result<()> {
+        let columns = codec.columns().max(1);
+        let n = (rows.len() / columns) as u64;
+        self.routes.present.extend_present(n);
+        // What comes in bulk is not copied together first.
+        let at_once = (PENDING_NUMBERS / columns).max(1) * columns;
+        let mut docno = first;
+        for rows in rows.chunks(at_once) {
+            let n = (rows.len() / columns) as u64;
+            if self.routes.pending.is_empty() && rows.len() == at_once {
+                let docnos: Vec<u64> = (docno..docno + n).collect();
+                self.routes
+                    .encode(dir, codec, &mut self.names, &docnos, rows)?;
+            } else {
+                self.routes.docnos.extend(docno..docno + n);
+                self.routes.pending.extend_from_slice(rows);
+                if self.routes.pending.len() >= PENDING_NUMBERS {
+                    self.flush_rows(dir, codec)?;
+                }
+            }
+            docno += n;
+        }
+        Ok(())
+    }
+
+    fn flush_rows(&mut self, dir: &Directory, codec: &dyn Codec) -> Result<()> {
+        if self.routes.docnos.is_empty() {
+            return Ok(());
+        }
+        let rows = std::mem::take(&mut self.routes.pending);
+        let docnos = std::mem::take(&mut self.routes.docnos);
+        self.routes
+            .encode(dir, codec, &mut self.names, &docnos, &rows)
+    }
+
+    /// Sorts and writes the newest ids.
+    fn end_chunk(&mut self, dir: &Directory) -> Result<()> {
+        let ids = &mut self.ids;
+        if ids.chunk.len() == 0 {
+            return Ok(());
+        }
+        let chunk = std::mem::replace(&mut ids.chunk, IdsChunk::new(ids.id_type));
+        let name = self.names.next(role::IDS, "seg");
+        let digest = chunk.write(dir, &name, ids.chunk_first)?;
+        let run = IdSegment::open(dir.map(&name, digest.length)?, ids.id_type)?;
+        ids.runs.push((Part::new(role::IDS, name, digest), run));
+        ids.by_id.clear();
+        ids.chunk_first = self.next;
+        if ids.runs.len() > MAX_RUNS {
+            self.join_runs(dir)?;
+        }
+        Ok(())
+    }
+
+    /// Makes one run of all.
+    fn join_runs(&mut self, dir: &Directory) -> Result<()> {
+        let ids = &mut self.ids;
+        if ids.runs.len() < 2 {
+            return Ok(());
+        }
+        let name = self.names.next(role::IDS, "seg");
+        let segments: Vec<&IdSegment> = ids.runs.iter().map(|(_, run)| run).collect();
+        let digest = join_ids(dir, &name, &segments, &|_| true)?;
+        let joined = IdSegment::open(dir.map(&name, digest.length)?, ids.id_type)?;
+        for (part, _) in ids.runs.drain(..) {
+            self.names.remove(dir, &part.file);
+        }
+        ids.runs.push((Part::new(role::IDS, name, digest), joined));
+        Ok(())
+    }
+
+    /// Looks for the duplicates among what came in bulk; returns who must die of them.
+    pub fn resolve(&mut self, dir: &Directory, base: Option<&Generation>) -> Result<Vec<u64>> {
+        if self.ids.resolved == self.next {
+            return Ok(Vec::new());
+        }
+        self.end_chunk(dir)?;
+        let from = self.ids.resolved;
+        let mut deaths: Vec<u64> = Vec::new();
+        let policies = &self.ids.policies;
+        let policy = |docno: u64| {
+            let after = policies.partition_point(|(first, _)| *first <= docno);
+            let before = after.checked_sub(1).and_then(|i| policies.get(i));
+            before.map_or(OnDuplicate::Error, |(_, policy)| *policy)
+        };
+        let dead = &self.dead;
+        let in_base = |id: &DocumentId| match base {
+            Some(base) => Ok(base.lookup(id)?.filter(|docno| !dead.contains(*docno))),
+            None => Ok(None),
+        };
+        let settle = |held: u64, docno: u64, id: &DocumentId| {
+            match policy(docno) {
+            OnDuplicate::Replace => Ok((held, docno)),
+            OnDuplicate::Skip => Ok((docno, held)),
+            OnDuplicate::Error => Err(Error::DuplicateId {
+                id: id.to_string(),
+                reason: "is in the store already, or was added twice: replace it, skip it, or delete it first".into(),
+            }),
+        }
+        };
+        let segments: Vec<&IdSegment> = self.ids.runs.iter().map(|(_, run)| run).collect();
+        let mut repeated = RoaringTreemap::new();
+        duplicates(&segments, &mut |id, docnos| {
+            let mut held = in_base(id)?;
+            for docno in docnos.iter().copied().filter(|d| !dead.contains(*d)) {
+                held = match held {
+                    Some(held) if docno >= from => {
+                        let (dies, lives) = settle(held, docno, id)?;
+                        deaths.push(dies);
+                        Some(lives)
+                    }
+                    _ => Some(docno),
+                };
+                repeated.insert(docno);
+            }
+            Ok(())
+        })?;
+        if base.is_some_and(|base| base.manifest().documents > 0) {
+            for (_, run) in &self.ids.runs {
+                for docno in from.max(run.first())..run.end() {
+                    if repeated.contains(docno) || dead.contains(docno) {
+                        continue;
+                    }
+                    if let Some(id) = run.id(docno)?
+                        && let Some(held) = in_base(&id)?
+                    {
+                        deaths.push(settle(held, docno, &id)?.0);
+                    }
+                }
+            }
+        }
+        self.ids.resolved = self.next;
+        self.ids.policies.clear();
+        Ok(deaths)
+    }
+
+    /// Marks a living docno as dead.
+    pub fn kill(&mut self, docno: u64, base: Option<&Generation>) -> Result<()> {
+        self.dead.insert(docno);
+        if docno >= self.first {
+            self.dead_unrouted_here += u64::from(!self.is_routed(docno));
+            return Ok(());
+        }
+        self.dead_in_base += 1;
+        if let Some(base) = base {
+            self.dead_unrouted_in_base += u64::from(!base.is_routed(docno)?);
+        }
+        Ok(())
+    }
+
+    /// Ends everything that is under way; returns the new parts.
+    pub fn finish(&mut self, dir: &Directory, codec: &dyn Codec) -> Result<Vec<Part>> {
+        self.flush_rows(dir, codec)?;
+        self.routes.end_segment()?;
+        let mut parts = std::mem::take(&mut self.routes.parts);
+        self.end_chunk(dir)?;
+        self.join_runs(dir)?;
+        parts.extend(self.ids.runs.iter().map(|(part, _)| part.clone()));
+        if let Some((name, kept)) = self.kept.take() {
+            parts.push(Part::new(role::DOCUMENTS, name, kept.finish()?));
+        }
+        Ok(parts)
+    }
+}
+
+impl StagedRoutes {
+    /// Encodes rows into the open segment, or a new one where the scales must widen for them.
+    fn encode(
+        &mut self,
+        dir: &Directory,
+        codec: &dyn Codec,
+        names: &mut Names,
+        docnos: &[u64],
+        rows: &[f32],
+    ) -> Result<()> {
+        let columns = codec.columns().max(1);
+        if codec.scaled() {
+            let mut range = ColumnRange::new(columns);
+            rows.chunks_exact(columns).for_each(|row| range.extend(row));
+            let held = self.scales.as_ref().map(|(_, values)| values);
+            if !held.is_some_and(|values| values.covers(&range)) {
+                let values = ScaleValues::widen(held, &range);
+                self.end_segment()?;
+                let hash = self.write_scales(dir, names, &values)?;
+                self.scales = Some((hash, values));
+            }
+        }
+        let mut records = std::mem::take(&mut self.records);
+        records.clear();
+        let scales = self
+            .scales
+            .as_ref()
+            .map_or(&[][..], |(_, values)| values.as_slice());
+        for row in rows.chunks_exact(columns) {
+            codec.encode(row, scales, &mut records);
+        }
+        let width = codec.record_bytes();
+        let mut rest = records.as_slice();
+        for run in docnos.chunk_by(|a, b| a + 1 == *b) {
+            let Some(first) = run.first().copied() else {
+                continue;
+            };
+            let (here, after) = rest.split_at((run.len() * width).min(rest.len()));
+            let segment = self.segment(dir, codec, names, first)?;
+            segment.skip(first - segment.end());
+            segment.write(here)?;
+            rest = after;
+        }
+        self.records = records;
+        Ok(())
+    }
+
+    /// The open segment, or a new one from `first` on.
+    fn segment(
+        &mut self,
+        dir: &Directory,
+        codec: &dyn Codec,
+        names: &mut Names,
+        first: u64,
+    ) -> Result<&mut SegmentWriter> {
+        let (_, segment) = match self.open.take() {
+            Some(open) => self.open.insert(open),
+            None => {
+                let name = names.next(role::ROUTES, "seg");
+                let plan = SegmentPlan {
+                    codec_name: self.codec_name.clone(),
+                    width: codec.record_bytes(),
+                    first,
+                    decoder: self.decoder.map(|hash| hash.0),
+                    scales: match codec.scaled() {
+                        true => self.scales.as_ref().map(|(hash, _)| hash.0),
+                        false => None,
+                    },
+                };
+                let writer = SegmentWriter::create(dir, &name, plan)?;
+                self.open.insert((name, writer))
+            }
+        };
+        Ok(segment)
+    }
+
+    fn write_scales(
+        &mut self,
+        dir: &Directory,
+        names: &mut Names,
+        values: &ScaleValues,
+    ) -> Result<Hash> {
+        let name = names.next(role::SCALES, "bin");
+        let digest = Scales::write(dir, &name, values)?;
+        self.parts.push(Part::new(role::SCALES, name, digest));
+        Ok(Hash(digest.blake3))
+    }
+
+    fn end_segment(&mut self) -> Result<()> {
+        if let Some((name, segment)) = self.open.take() {
+            let plan = segment.plan().clone();
+            let mut part = Part::new(role::ROUTES, name, segment.finish()?);
+            part.parameters = plan
+                .decoder
+                .into_iter()
+                .chain(plan.scales)
+                .map(Hash)
+                .collect();
+            self.parts.push(part);
+        }
+        Ok(())
+    }
+}
