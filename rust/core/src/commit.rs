@@ -80,7 +80,10 @@ impl Session {
         let json = manifest.to_json(&self.dir.path_of(&file))?;
         self.staged.names.all.push(file.clone());
         let digest = self.dir.write_part(&file, &json)?;
-        self.dir.sync()?;
+        // Nothing leads to a new store before its folder is renamed, and that is synced in time.
+        if matches!(self.base, Base::Existing(_)) {
+            self.dir.sync()?;
+        }
         let current = Current {
             manifest: file,
             blake3: Hash(digest.blake3),

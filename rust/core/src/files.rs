@@ -66,6 +66,12 @@ pub struct Directory {
     tap: MaybeTap,
 }
 
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Directory {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -145,9 +151,9 @@ impl Directory {
         self.folder(name)
     }
 
-    /// Removes a folder of this directory with its files and those of its index; `last` goes last, as long
-    /// as it is there the folder can be told. A stranger's folder in it is an error.
-    pub fn remove_folder(&self, name: &OsStr, last: &str) -> Result<()> {
+    /// Removes a folder of this directory with its files and those of its index; another folder in it is
+    /// an error.
+    pub fn remove_folder(&self, name: &OsStr) -> Result<()> {
         let folder = self.folder(name)?;
         let mut files = folder.list()?;
         if let Some(at) = files.iter().position(|n| n == INDEX_FOLDER) {
@@ -156,7 +162,6 @@ impl Directory {
             index.list()?.iter().try_for_each(|n| index.remove(n))?;
             folder.rmdir(INDEX_FOLDER.as_ref())?;
         }
-        files.sort_by_key(|n| n == last);
         files.iter().try_for_each(|n| folder.remove(n))?;
         self.rmdir(name)
     }
@@ -361,13 +366,19 @@ impl Directory {
     }
 
     /// Whether `name` is still the file that `file` has open.
-    pub fn still_names(&self, name: &str, file: &File) -> Result<bool> {
+    pub fn still_names(&self, name: impl AsRef<OsStr>, file: impl AsFd) -> Result<bool> {
+        let name = name.as_ref();
         let held = rustix::fs::fstat(file).map_err(|e| Error::io(self.path_of(name), e))?;
         match rustix::fs::statat(self.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(named) => Ok(named.st_ino == held.st_ino && named.st_dev == held.st_dev),
             Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(Error::io(self.path_of(name), e)),
         }
+    }
+
+    /// A lock on the directory itself.
+    pub fn lock(&self, mode: LockMode) -> Result<Lock> {
+        lock(&self.fd, mode, &self.path)
     }
 
     /// Whether anything has this name.
@@ -457,13 +468,13 @@ pub fn read_limited(file: &File, limit: u64, path: &Path) -> Result<Vec<u8>> {
 }
 
 /// A lock that lasts as long as `file` (and its copies) stay open; never waits.
-pub fn lock(file: &File, mode: LockMode, path: &Path) -> Result<Lock> {
+pub fn lock(file: impl AsFd, mode: LockMode, path: &Path) -> Result<Lock> {
     let operation = match mode {
         LockMode::Shared => FlockOperation::NonBlockingLockShared,
         LockMode::Exclusive => FlockOperation::NonBlockingLockExclusive,
     };
     loop {
-        return match rustix::fs::flock(file, operation) {
+        return match rustix::fs::flock(&file, operation) {
             Ok(()) => Ok(Lock::Held),
             Err(Errno::INTR) => continue,
             Err(Errno::WOULDBLOCK) => Ok(Lock::Busy),

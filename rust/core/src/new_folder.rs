@@ -5,8 +5,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::files::{self, Directory, Lock, LockMode};
-use crate::lock::LOCK;
+use crate::files::{Directory, Lock, LockMode};
 
 /// The folder in which a new store is built, beside its path; removed unless it was moved there.
 #[derive(Debug)]
@@ -28,19 +27,27 @@ impl NewFolder {
         prefix.push(target);
         prefix.push(".tmp-");
         remove_abandoned(&parent, &prefix);
-        let nanos = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_nanos());
-        let mut name = prefix;
-        name.push(format!("{}-{nanos:x}", std::process::id()));
-        let dir = parent.create_folder(&name)?;
-        Ok(Self {
-            parent,
-            name,
-            target: target.to_owned(),
-            dir,
-            moved: false,
-        })
+        // Another creator may take a folder for abandoned before it is locked: then the next one.
+        for _ in 0..4 {
+            let nanos = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_nanos());
+            let mut name = prefix.clone();
+            name.push(format!("{}-{nanos:x}", std::process::id()));
+            let new = Self {
+                dir: parent.create_folder(&name)?,
+                parent: parent.clone(),
+                name,
+                target: target.to_owned(),
+                moved: false,
+            };
+            let held = new.dir.lock(LockMode::Exclusive)? != Lock::Busy;
+            if held && new.parent.still_names(&new.name, &new.dir)? {
+                return Ok(new);
+            }
+        }
+        let source = std::io::Error::from(rustix::io::Errno::AGAIN);
+        Err(Error::io(parent.path_of(target), source))
     }
 
     pub fn dir(&self) -> &Directory {
@@ -64,7 +71,7 @@ impl Drop for NewFolder {
     fn drop(&mut self) {
         if !self.moved {
             // A writer that is dropped has nobody to tell; the next creation tries again.
-            let _ = self.parent.remove_folder(&self.name, LOCK);
+            let _ = self.parent.remove_folder(&self.name);
         }
     }
 }
@@ -83,7 +90,7 @@ pub fn parent_of(path: &Path) -> Result<(Directory, OsString)> {
     Ok((parent, name.to_owned()))
 }
 
-/// Folders of creators that were killed: nobody holds their lock.
+/// Folders of creators that were killed: nobody holds the lock on them.
 fn remove_abandoned(parent: &Directory, prefix: &OsStr) {
     if parent.is_shared_between_machines() {
         return;
@@ -95,11 +102,11 @@ fn remove_abandoned(parent: &Directory, prefix: &OsStr) {
         let Ok(folder) = parent.folder(name) else {
             continue;
         };
-        let Ok(lock) = folder.open_file(LOCK) else {
-            continue;
-        };
-        if files::lock(&lock, LockMode::Exclusive, folder.path()).is_ok_and(|l| l == Lock::Held) {
-            let _ = parent.remove_folder(OsStr::new(name), LOCK);
+        if folder
+            .lock(LockMode::Exclusive)
+            .is_ok_and(|l| l == Lock::Held)
+        {
+            let _ = parent.remove_folder(OsStr::new(name));
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Small stores for the tests.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use polyprag_core::bm25::AnalyserSpec;
+use polyprag_core::files::Directory;
 use polyprag_core::{
     Combination, DecoderInput, Document, DocumentId, Dtype, IdType, Mixing, Module, OnDuplicate,
     Phi, RouteRows, Store, StoreSpec, Tensor, Writer,
@@ -81,6 +83,15 @@ pub fn tensors(data: &[(String, Vec<usize>, Vec<u8>)]) -> Vec<Tensor<'_>> {
 }
 
 pub fn create(path: &Path, spec: StoreSpec) -> Writer {
+    let parent = Directory::open(path.parent().unwrap()).unwrap();
+    create_in(parent, path.file_name().unwrap(), spec).unwrap()
+}
+
+pub fn create_in(
+    parent: Directory,
+    name: &OsStr,
+    spec: StoreSpec,
+) -> polyprag_core::Result<Writer> {
     let data = expert_data(&spec);
     let (logits, columns) = (spec.logits(), CODE);
     let v: Vec<f32> = (0..logits * columns)
@@ -95,7 +106,8 @@ pub fn create(path: &Path, spec: StoreSpec) -> Writer {
         b_shape: &[logits],
     };
     let needs = spec.codec.to_string().starts_with("code");
-    Store::create(path, spec, &tensors(&data), needs.then_some(&decoder)).unwrap()
+    let decoder = needs.then_some(&decoder);
+    Store::create_in(parent, name, spec, &tensors(&data), decoder)
 }
 
 pub fn id(id: &str) -> DocumentId {
