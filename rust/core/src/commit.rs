@@ -4,8 +4,17 @@ use std::path::Path;
 
 use crate::documents::Dead;
 use crate::error::Result;
+use crate::files::Directory;
 use crate::manifest::{CURRENT, Current, Hash, Manifest, Part, role};
 use crate::writer::{Base, Session};
+
+impl Directory {
+    /// Makes a manifest the one in force, durably; it and its name must be so already.
+    pub fn put_in_force(&self, current: &Current) -> Result<()> {
+        self.replace(CURRENT, current.to_text().as_bytes())?;
+        self.sync()
+    }
+}
 
 impl Session {
     /// The number of the generation in force afterwards.
@@ -90,8 +99,7 @@ impl Session {
         };
         // From here on the new generation may be in force whatever fails: nothing of it is removed.
         self.staged.names.all.clear();
-        self.dir.replace(CURRENT, current.to_text().as_bytes())?;
-        self.dir.sync()?;
+        self.dir.put_in_force(&current)?;
         if let Base::New { folder, .. } = &mut self.base {
             let published = folder.publish();
             if folder.is_published() {

@@ -195,6 +195,19 @@ impl Generation {
         }
     }
 
+    /// The docnos of all living documents, in order.
+    pub fn living(&self) -> impl Iterator<Item = u64> + '_ {
+        self.ids
+            .iter()
+            .flat_map(|segment| segment.first()..segment.end())
+            .filter(|docno| self.is_alive(*docno))
+    }
+
+    /// The segment of routes whose range may hold the docno.
+    pub fn route_segment(&self, docno: u64) -> Option<&RouteSegment> {
+        in_range(&self.routes, docno, RouteSegment::first)
+    }
+
     /// Where the next segment of ids after this docno begins.
     pub fn next_id_segment(&self, docno: u64) -> Option<u64> {
         self.ids

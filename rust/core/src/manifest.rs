@@ -20,8 +20,8 @@ pub const CURRENT: &str = "CURRENT";
 /// Features of a store that this version reads, and writes, beyond version 1: none so far.
 const READER_FEATURES: [&str; 0] = [];
 const WRITER_FEATURES: [&str; 0] = [];
-const CURRENT_LIMIT: u64 = 4096;
-const MANIFEST_LIMIT: u64 = 64 << 20;
+pub const CURRENT_LIMIT: u64 = 4096;
+pub const MANIFEST_LIMIT: u64 = 64 << 20;
 const FIRST_LINE: &str = "polyprag store 1";
 /// How often a reader begins again when the manifest that it read was swapped and collected meanwhile.
 const TRIES: u32 = 100;
@@ -336,7 +336,7 @@ impl Current {
         format!("{FIRST_LINE}\n{} {}\n", self.manifest, self.blake3)
     }
 
-    fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         let malformed = || {
             let found = String::from_utf8_lossy(bytes.get(..100).unwrap_or(bytes)).into_owned();
             Error::corrupt(

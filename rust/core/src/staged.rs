@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use roaring::RoaringTreemap;
 
+use crate::compact::MAX_GAP;
 use crate::documents::{
     Contents, DocumentId, IdSegment, IdsChunk, KeptWriter, duplicates, join_ids,
 };
@@ -75,6 +76,11 @@ pub struct Staged {
     pub next: u64,
     ids: StagedIds,
     routes: StagedRoutes,
+    /// Rows that are not encoded yet, with their docnos.
+    pending: Vec<f32>,
+    pending_docnos: Vec<u64>,
+    /// Which of the staged documents have a route.
+    routed: PresenceBuilder,
     kept: Option<(String, KeptWriter)>,
     /// Docnos that died, of the base and of those staged.
     pub dead: RoaringTreemap,
@@ -99,8 +105,9 @@ struct StagedIds {
     resolved: u64,
 }
 
+/// Encodes rows into segments, a new one wherever the scales must widen.
 #[derive(Debug)]
-struct StagedRoutes {
+pub struct StagedRoutes {
     /// Scales and segments that are finished.
     parts: Vec<Part>,
     /// The newest scales, of this commit or before, and the hash of the decoder.
@@ -108,11 +115,6 @@ struct StagedRoutes {
     decoder: Option<Hash>,
     codec_name: String,
     open: Option<(String, SegmentWriter)>,
-    /// Rows that are not encoded yet, with their docnos.
-    pending: Vec<f32>,
-    docnos: Vec<u64>,
-    /// Which of the staged documents have a route.
-    present: PresenceBuilder,
     records: Vec<u8>,
 }
 
@@ -138,17 +140,10 @@ impl Staged {
                 policies: Vec::new(),
                 resolved: first,
             },
-            routes: StagedRoutes {
-                parts: Vec::new(),
-                scales,
-                decoder,
-                codec_name,
-                open: None,
-                pending: Vec::new(),
-                docnos: Vec::new(),
-                present: PresenceBuilder::default(),
-                records: Vec::new(),
-            },
+            routes: StagedRoutes::new(scales, decoder, codec_name),
+            pending: Vec::new(),
+            pending_docnos: Vec::new(),
+            routed: PresenceBuilder::default(),
             kept: None,
             dead: RoaringTreemap::new(),
             dead_in_base: 0,
@@ -179,12 +174,12 @@ impl Staged {
     fn is_routed(&self, docno: u64) -> bool {
         docno
             .checked_sub(self.first)
-            .is_some_and(|i| self.routes.present.contains(i))
+            .is_some_and(|i| self.routed.contains(i))
     }
 
     /// Staged documents without a route, dead ones included.
     pub fn absent(&self) -> u64 {
-        self.routes.present.count() - self.routes.present.rows()
+        self.routed.count() - self.routed.rows()
     }
 
     /// The living docno of an id among those staged.
@@ -217,7 +212,7 @@ impl Staged {
         self.ids.resolved = self.next;
         match route {
             Some(row) => self.push_rows(dir, codec, docno, row)?,
-            None => self.routes.present.extend_absent(1),
+            None => self.routed.extend_absent(1),
         }
         if !contents.is_empty() {
             self.keep(dir, docno, contents)?;
@@ -267,12 +262,11 @@ impl Staged {
         match record {
             Some(record) => {
                 self.flush_rows(dir, codec)?;
-                self.routes.present.extend_present(1);
-                let segment = self.routes.segment(dir, codec, &mut self.names, docno)?;
-                segment.skip(docno - segment.end());
-                segment.write(record)?;
+                self.routed.extend_present(1);
+                self.routes
+                    .write(dir, codec, &mut self.names, docno, record)?;
             }
-            None => self.routes.present.extend_absent(1),
+            None => self.routed.extend_absent(1),
         }
         if !contents.is_empty() {
             self.keep(dir, docno, contents)?;
@@ -292,16 +286,10 @@ impl Staged {
         values: &ScaleValues,
     ) -> Result<()> {
         self.flush_rows(dir, codec)?;
-        if self.routes.scales.as_ref().is_some_and(|(h, _)| *h == hash) {
-            return Ok(());
+        match self.routes.scales.as_ref().is_some_and(|(h, _)| *h == hash) {
+            true => Ok(()),
+            false => self.routes.use_scales(dir, &mut self.names, values),
         }
-        self.routes.end_segment()?;
-        let known = self.routes.parts.iter().any(|p| p.blake3 == hash);
-        if !known {
-            self.routes.write_scales(dir, &mut self.names, values)?;
-        }
-        self.routes.scales = Some((hash, values.clone()));
-        Ok(())
     }
 
     fn set_policy(&mut self, policy: OnDuplicate) {
@@ -332,20 +320,20 @@ impl Staged {
     ) -> Result<()> {
         let columns = codec.columns().max(1);
         let n = (rows.len() / columns) as u64;
-        self.routes.present.extend_present(n);
+        self.routed.extend_present(n);
         // What comes in bulk is not copied together first.
         let at_once = (PENDING_NUMBERS / columns).max(1) * columns;
         let mut docno = first;
         for rows in rows.chunks(at_once) {
             let n = (rows.len() / columns) as u64;
-            if self.routes.pending.is_empty() && rows.len() == at_once {
+            if self.pending.is_empty() && rows.len() == at_once {
                 let docnos: Vec<u64> = (docno..docno + n).collect();
                 self.routes
                     .encode(dir, codec, &mut self.names, &docnos, rows)?;
             } else {
-                self.routes.docnos.extend(docno..docno + n);
-                self.routes.pending.extend_from_slice(rows);
-                if self.routes.pending.len() >= PENDING_NUMBERS {
+                self.pending_docnos.extend(docno..docno + n);
+                self.pending.extend_from_slice(rows);
+                if self.pending.len() >= PENDING_NUMBERS {
                     self.flush_rows(dir, codec)?;
                 }
             }
@@ -355,11 +343,11 @@ impl Staged {
     }
 
     fn flush_rows(&mut self, dir: &Directory, codec: &dyn Codec) -> Result<()> {
-        if self.routes.docnos.is_empty() {
+        if self.pending_docnos.is_empty() {
             return Ok(());
         }
-        let rows = std::mem::take(&mut self.routes.pending);
-        let docnos = std::mem::take(&mut self.routes.docnos);
+        let rows = std::mem::take(&mut self.pending);
+        let docnos = std::mem::take(&mut self.pending_docnos);
         self.routes
             .encode(dir, codec, &mut self.names, &docnos, &rows)
     }
@@ -482,8 +470,7 @@ impl Staged {
     /// Ends everything that is under way; returns the new parts.
     pub fn finish(&mut self, dir: &Directory, codec: &dyn Codec) -> Result<Vec<Part>> {
         self.flush_rows(dir, codec)?;
-        self.routes.end_segment()?;
-        let mut parts = std::mem::take(&mut self.routes.parts);
+        let mut parts = self.routes.finish()?;
         self.end_chunk(dir)?;
         self.join_runs(dir)?;
         parts.extend(self.ids.runs.iter().map(|(part, _)| part.clone()));
@@ -495,8 +482,23 @@ impl Staged {
 }
 
 impl StagedRoutes {
-    /// Encodes rows into the open segment, or a new one where the scales must widen for them.
-    fn encode(
+    pub fn new(
+        scales: Option<(Hash, ScaleValues)>,
+        decoder: Option<Hash>,
+        codec_name: String,
+    ) -> Self {
+        Self {
+            parts: Vec::new(),
+            scales,
+            decoder,
+            codec_name,
+            open: None,
+            records: Vec::new(),
+        }
+    }
+
+    /// Rows of these docnos, which ascend.
+    pub fn encode(
         &mut self,
         dir: &Directory,
         codec: &dyn Codec,
@@ -511,9 +513,7 @@ impl StagedRoutes {
             let held = self.scales.as_ref().map(|(_, values)| values);
             if !held.is_some_and(|values| values.covers(&range)) {
                 let values = ScaleValues::widen(held, &range);
-                self.end_segment()?;
-                let hash = self.write_scales(dir, names, &values)?;
-                self.scales = Some((hash, values));
+                self.use_scales(dir, names, &values)?;
             }
         }
         let mut records = std::mem::take(&mut self.records);
@@ -532,23 +532,26 @@ impl StagedRoutes {
                 continue;
             };
             let (here, after) = rest.split_at((run.len() * width).min(rest.len()));
-            let segment = self.segment(dir, codec, names, first)?;
-            segment.skip(first - segment.end());
-            segment.write(here)?;
+            self.write(dir, codec, names, first, here)?;
             rest = after;
         }
         self.records = records;
         Ok(())
     }
 
-    /// The open segment, or a new one from `first` on.
-    fn segment(
+    /// Records of the docnos from `first` on, in units of the newest scales.
+    fn write(
         &mut self,
         dir: &Directory,
         codec: &dyn Codec,
         names: &mut Names,
         first: u64,
-    ) -> Result<&mut SegmentWriter> {
+        records: &[u8],
+    ) -> Result<()> {
+        let near = |segment: &SegmentWriter| first.saturating_sub(segment.end()) <= MAX_GAP;
+        if !self.open.as_ref().is_some_and(|(_, segment)| near(segment)) {
+            self.end_segment()?;
+        }
         let (_, segment) = match self.open.take() {
             Some(open) => self.open.insert(open),
             None => {
@@ -567,19 +570,29 @@ impl StagedRoutes {
                 self.open.insert((name, writer))
             }
         };
-        Ok(segment)
+        segment.skip(first - segment.end());
+        segment.write(records)
     }
 
-    fn write_scales(
+    /// Goes on with these scales, in a new segment.
+    pub fn use_scales(
         &mut self,
         dir: &Directory,
         names: &mut Names,
         values: &ScaleValues,
-    ) -> Result<Hash> {
+    ) -> Result<()> {
+        self.end_segment()?;
         let name = names.next(role::SCALES, "bin");
         let digest = Scales::write(dir, &name, values)?;
+        let hash = Hash(digest.blake3);
+        self.scales = Some((hash, values.clone()));
         self.parts.push(Part::new(role::SCALES, name, digest));
-        Ok(Hash(digest.blake3))
+        Ok(())
+    }
+
+    pub fn finish(&mut self) -> Result<Vec<Part>> {
+        self.end_segment()?;
+        Ok(std::mem::take(&mut self.parts))
     }
 
     fn end_segment(&mut self) -> Result<()> {

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
+use crate::copy;
 use crate::documents::{Document, DocumentId, LastBlock};
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::generation::{Generation, Index};
 use crate::info::{self, StoreInfo};
-use crate::manifest::Current;
+use crate::manifest::{CURRENT, Current};
 use crate::new_folder::parent_of;
 use crate::routes::{DecoderInput, Keeps, route_weights};
 use crate::spec::StoreSpec;
@@ -66,6 +67,22 @@ impl Store {
         Self::open_in(dir)
     }
 
+    /// As [`Store::open`], if the generation in force has this digest. Together with [`Store::verify`] that
+    /// vouches for every byte.
+    pub fn open_expecting(path: impl AsRef<Path>, digest: &str) -> Result<Self> {
+        let store = Self::open(path)?;
+        let found = store.digest()?;
+        match found == digest {
+            true => Ok(store),
+            false => Err(Error::corrupt(
+                store.dir.path_of(CURRENT),
+                "digest",
+                digest,
+                found,
+            )),
+        }
+    }
+
     /// The store in a directory that is open already.
     pub fn open_in(dir: Directory) -> Result<Self> {
         let generation = Generation::open(&dir, Index::Open)?;
@@ -103,7 +120,7 @@ impl Store {
         Writer::open(self.dir.clone())
     }
 
-    fn current(&self) -> Result<Arc<Generation>> {
+    pub(crate) fn current(&self) -> Result<Arc<Generation>> {
         self.generation
             .load_full()
             .ok_or_else(|| Error::StoreClosed {
@@ -273,6 +290,27 @@ impl Store {
     /// Reads everything and compares it with every checksum.
     pub fn verify(&self) -> Result<VerifyReport> {
         verify::verify(&*self.current()?)
+    }
+
+    /// What this generation is: the BLAKE3 of its manifest, which names every part with its own. Copies
+    /// (snapshots, packed stores) have the digest of their source.
+    pub fn digest(&self) -> Result<String> {
+        Ok(self.current()?.current().blake3.to_string())
+    }
+
+    /// Copies this generation, and nothing of others, to a new store at `path`.
+    pub fn snapshot(&self, path: impl AsRef<Path>) -> Result<()> {
+        copy::snapshot(&*self.current()?, path.as_ref())
+    }
+
+    /// Writes this generation into one new file at `path`.
+    pub fn pack(&self, path: impl AsRef<Path>) -> Result<()> {
+        copy::pack(&*self.current()?, path.as_ref())
+    }
+
+    /// Makes a new store at `path` of a file that [`Store::pack`] wrote.
+    pub fn unpack(file: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
+        copy::unpack(file.as_ref(), path.as_ref())
     }
 
     /// Moves on to the newest generation; true if there was one.

@@ -21,6 +21,7 @@ use crate::new_folder::NewFolder;
 use crate::routes::{Codec, Decoder, DecoderInput, Keeps};
 use crate::spec::StoreSpec;
 use crate::staged::Staged;
+use crate::store::Store;
 use crate::tensors::Tensor;
 
 /// What becomes of a document whose id is in the store already.
@@ -243,12 +244,43 @@ impl Writer {
         self.or_poison(deleted.map(|()| docnos.len() as usize))
     }
 
+    /// Stages the living documents of another store that has the same experts and decoder; returns how many.
+    /// Duplicates are looked for as after [`Writer::add_arrays`].
+    pub fn merge(&mut self, other: &Store, on_duplicate: OnDuplicate) -> Result<u64> {
+        let other = other.current()?;
+        let session = self.session()?;
+        session.expect_mergeable(&other)?;
+        let merged = session.merge(&other, on_duplicate);
+        self.or_poison(merged)
+    }
+
     /// Makes everything staged the next generation and returns its number; the writer stays open.
     /// With nothing staged the generation in force stays so.
     pub fn commit(&mut self) -> Result<u64> {
+        self.end(Session::commit)
+    }
+
+    /// Takes what died out of the files and joins segments, as a new generation; returns its number.
+    pub fn compact(&mut self) -> Result<u64> {
+        self.session()?.expect_nothing_staged("compact")?;
+        self.end(Session::compact)
+    }
+
+    /// Builds the BM25 index anew from kept text, as a new generation; returns its number.
+    pub fn reindex(&mut self) -> Result<u64> {
+        self.session()?.expect_nothing_staged("reindex")?;
+        self.end(Session::reindex)
+    }
+
+    /// Goes back to what the generation before held, as a new generation; returns its number.
+    pub fn rollback(&mut self) -> Result<u64> {
+        self.session()?.expect_nothing_staged("rollback")?;
+        self.end(Session::rollback)
+    }
+
+    fn end(&mut self, work: impl FnOnce(&mut Session, &Path) -> Result<u64>) -> Result<u64> {
         let path = self.path.clone();
-        let session = self.session()?;
-        let number = session.commit(&path);
+        let number = work(self.session()?, &path);
         let number = self.or_poison(number)?;
         // The commit has happened, whatever comes of going on.
         let reopened = self.session().and_then(|s| s.go_on());
@@ -420,7 +452,7 @@ impl Session {
         in_base || self.index.is_some()
     }
 
-    fn index(&mut self) -> Result<&mut IndexWriter> {
+    pub fn index(&mut self) -> Result<&mut IndexWriter> {
         match self.index.take() {
             Some(index) => Ok(self.index.insert(index)),
             None => {
@@ -437,10 +469,20 @@ impl Session {
         }
     }
 
+    /// An index that starts from nothing, whatever there is.
+    pub fn start_index(&mut self) -> Result<()> {
+        let index = IndexWriter::open(&self.dir, None, &[], &self.spec.analyser)?;
+        self.index = Some(index);
+        Ok(())
+    }
+
     /// Before anything is staged, so that an index that cannot be opened leaves the writer as it was.
     fn open_index(&mut self, plan: &Plan<'_>) -> Result<()> {
         let replaces = plan.chosen.iter().any(|(_, _, held)| held.is_some());
-        let has_words = plan.chosen.iter().any(|(_, d, _)| has_words(d));
+        let has_words = plan
+            .chosen
+            .iter()
+            .any(|(_, d, _)| has_words(d.title.as_deref(), d.text.as_deref()));
         if has_words || (replaces && self.has_index()) {
             self.index()?;
         }
@@ -453,19 +495,17 @@ impl Session {
                 self.kill(*docno)?;
             }
             let docno = self.staged.next;
-            if has_words(document) {
+            if has_words(document.title.as_deref(), document.text.as_deref()) {
                 let title = document.title.as_deref().unwrap_or_default();
                 let text = document.text.as_deref().unwrap_or_default();
                 self.index()?.add(docno, title, text)?;
             }
             let contents = Contents {
-                title: document.title.clone().filter(|_| self.spec.keep_title),
-                text: document.text.clone().filter(|_| self.spec.keep_text),
-                metadata: document
-                    .metadata
-                    .clone()
-                    .filter(|_| self.spec.keep_metadata),
+                title: document.title.clone(),
+                text: document.text.clone(),
+                metadata: document.metadata.clone(),
             };
+            let contents = contents_to_keep(&self.spec, contents);
             let row = routes.map(|routes| self.row(routes, *i));
             self.staged
                 .push(&self.dir, self.codec.as_ref(), &document.id, row, &contents)?;
@@ -509,9 +549,19 @@ impl Session {
     }
 }
 
-fn has_words(document: &Document) -> bool {
-    [&document.title, &document.text]
+/// Whether the index has anything to index.
+pub fn has_words(title: Option<&str>, text: Option<&str>) -> bool {
+    [title, text]
         .into_iter()
         .flatten()
         .any(|field| !field.is_empty())
+}
+
+/// What a store keeps of a document.
+pub fn contents_to_keep(spec: &StoreSpec, contents: Contents) -> Contents {
+    Contents {
+        title: contents.title.filter(|_| spec.keep_title),
+        text: contents.text.filter(|_| spec.keep_text),
+        metadata: contents.metadata.filter(|_| spec.keep_metadata),
+    }
 }

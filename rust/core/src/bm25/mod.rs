@@ -391,6 +391,18 @@ impl IndexWriter {
         })
     }
 
+    /// Stages that all segments become one, without what was deleted.
+    pub fn compact(&mut self) -> Result<()> {
+        self.with_writer(|index, writer| {
+            writer.commit()?;
+            let ids = index.searchable_segment_ids()?;
+            if !ids.is_empty() {
+                writer.merge(&ids).wait()?;
+            }
+            Ok(())
+        })
+    }
+
     /// Makes everything staged durable as the files of `generation`, and returns their full list.
     ///
     /// Nothing of an earlier generation is touched, and nothing refers to the new files before the

@@ -64,6 +64,9 @@ impl ScaleValues {
     pub fn as_slice(&self) -> &[f32] {
         &self.0
     }
+    pub fn fit(range: &ColumnRange) -> Self {
+        Self::widen(None, range)
+    }
     pub fn covers(&self, range: &ColumnRange) -> bool {
         self.0
             .iter()

@@ -4,14 +4,16 @@
 //! [`Presence`].
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
 use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind};
+use crate::manifest::Hash;
 use crate::presence::{Presence, PresenceBuilder};
 use crate::routes::codec::Codec;
-use crate::routes::scales::Scales;
+use crate::routes::scales::{ScaleValues, Scales};
 
 const NO_HASH: [u8; 32] = [0; 32];
 /// What follows the records begins at a multiple of it.
@@ -21,6 +23,7 @@ pub struct RouteSegment {
     frame: Frame,
     codec: Arc<dyn Codec>,
     scales: Option<Arc<Scales>>,
+    scales_hash: Hash,
     first: u64,
     count: u64,
     rows: u64,
@@ -93,6 +96,7 @@ impl RouteSegment {
         Ok(Self {
             codec,
             scales,
+            scales_hash: Hash(its_scales),
             first,
             count,
             rows,
@@ -136,8 +140,13 @@ impl RouteSegment {
         self.frame.section(row * width, width, "record").map(Some)
     }
 
-    pub fn scales(&self) -> Option<&Arc<Scales>> {
-        self.scales.as_ref()
+    /// The scales of its records, and their hash.
+    pub fn scales(&self) -> Option<(Hash, &ScaleValues)> {
+        Some((self.scales_hash, self.scales.as_ref()?.values()))
+    }
+
+    pub fn docnos(&self) -> Range<u64> {
+        self.first..self.end()
     }
 
     /// Decodes the row of a docno into `out` (as many numbers as the codec has columns); false if it has none.

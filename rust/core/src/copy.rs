@@ -1,0 +1,312 @@
+//! Shipping: one generation as a new directory (`snapshot`), as one file (`pack`) and back (`unpack`). Every
+//! byte is hashed on its way and compared with the manifest, and a copy has the digest of its source.
+//!
+//! A packed store is a tar archive of plain files without owner and time, so that one generation always gives the
+//! same bytes: `CURRENT` first, then its manifest, then the parts in the manifest's order.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result};
+use crate::files::{Digest, Directory, INDEX_FOLDER, PartWriter};
+use crate::generation::Generation;
+use crate::lock::take_lock;
+use crate::manifest::{CURRENT, CURRENT_LIMIT, Current, Hash, MANIFEST_LIMIT, Manifest, Part};
+use crate::new_folder::{NewFolder, parent_of};
+
+const CHUNK: usize = 1 << 20;
+
+/// Copies the generation to a new store at `path`.
+pub fn snapshot(generation: &Generation, path: &Path) -> Result<()> {
+    let (parent, name) = parent_of(path)?;
+    let mut copy = NewCopy::begin(parent, &name)?;
+    for part in &generation.manifest().parts {
+        copy_part(&generation.dir, part, copy.folder.dir())?;
+    }
+    copy.finish(generation.current(), &manifest_bytes(generation)?)
+}
+
+/// The manifest of a generation as its file has it.
+fn manifest_bytes(generation: &Generation) -> Result<Vec<u8>> {
+    generation
+        .dir
+        .read(&generation.current().manifest, MANIFEST_LIMIT)
+}
+
+/// Copies a part under its name, and compares it with what its manifest says.
+pub fn copy_part(from: &Directory, part: &Part, to: &Directory) -> Result<()> {
+    let file = from.open_part(&part.file, part.length)?;
+    receive(to, part, &mut (&file), &from.path_of(&part.file))
+}
+
+/// Writes a part from what `source` gives, which must be all of it.
+fn receive(to: &Directory, part: &Part, source: &mut dyn Read, path: &Path) -> Result<()> {
+    if part.file.starts_with(INDEX_FOLDER) {
+        to.make_folder(INDEX_FOLDER)?;
+    }
+    let mut written = to.create_part(&part.file)?;
+    pour(source, path, &mut |bytes| written.write(bytes))?;
+    let digest = written.finish()?;
+    compare(part, digest, path)
+}
+
+/// Hands on everything that `source` has, a chunk at a time.
+fn pour(source: &mut dyn Read, path: &Path, to: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => to(buffer.get(..n).unwrap_or_default())?,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io(path, e)),
+        }
+    }
+}
+
+fn compare(part: &Part, digest: Digest, path: &Path) -> Result<()> {
+    let (expected, found) = (
+        format!("{} bytes with BLAKE3 {}", part.length, part.blake3),
+        format!("{} with {}", digest.length, Hash(digest.blake3)),
+    );
+    match digest.length == part.length && digest.blake3 == part.blake3.0 {
+        true => Ok(()),
+        false => Err(Error::corrupt(path, "content", expected, found)),
+    }
+}
+
+/// A new store that is filled with parts which exist already.
+pub struct NewCopy {
+    pub folder: NewFolder,
+    _lock: File,
+}
+
+impl NewCopy {
+    pub fn begin(parent: Directory, name: &OsStr) -> Result<Self> {
+        let folder = NewFolder::beside(parent, name)?;
+        let lock = take_lock(folder.dir())?;
+        Ok(Self {
+            folder,
+            _lock: lock,
+        })
+    }
+
+    /// The parts are all there and synced: gives the store its manifest and its name.
+    pub fn finish(&mut self, current: &Current, manifest: &[u8]) -> Result<()> {
+        let dir = self.folder.dir();
+        dir.write_part(&current.manifest, manifest)?;
+        if dir.has(OsStr::new(INDEX_FOLDER))? {
+            dir.folder(INDEX_FOLDER)?.sync()?;
+        }
+        dir.put_in_force(current)?;
+        self.folder.publish()
+    }
+}
+
+/// Writes the generation into one new file.
+pub fn pack(generation: &Generation, path: &Path) -> Result<()> {
+    let (parent, target) = parent_of(path)?;
+    if parent.has(&target)? {
+        let source = std::io::Error::from(ErrorKind::AlreadyExists);
+        return Err(Error::io(path, source));
+    }
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos());
+    let beside = format!(".polyprag-pack-{}-{nanos:x}", std::process::id());
+    let written = parent.create_part(&beside).and_then(|part| {
+        let archive = pack_into(generation, part)?;
+        archive.finish()?;
+        parent.rename_new(OsStr::new(&beside), &target)?;
+        parent.sync()
+    });
+    if written.is_err() {
+        // The failure itself is what the caller must hear of.
+        let _ = parent.remove(&beside);
+    }
+    written
+}
+
+fn pack_into(generation: &Generation, part: PartWriter) -> Result<PartWriter> {
+    let mut archive = Archive {
+        tar: tar::Builder::new(Sink {
+            part,
+            failure: None,
+        }),
+    };
+    let current = generation.current();
+    archive.add_bytes(CURRENT, current.to_text().as_bytes())?;
+    archive.add_bytes(&current.manifest, &manifest_bytes(generation)?)?;
+    for part in &generation.manifest().parts {
+        let path = generation.dir.path_of(&part.file);
+        let file = generation.dir.open_part(&part.file, part.length)?;
+        let mut source = Hashing {
+            file,
+            hasher: blake3::Hasher::new(),
+            length: 0,
+        };
+        archive.add(&part.file, part.length, &mut source, &path)?;
+        let digest = Digest {
+            length: source.length,
+            blake3: *source.hasher.finalize().as_bytes(),
+        };
+        compare(part, digest, &path)?;
+    }
+    archive.finish()
+}
+
+struct Archive {
+    tar: tar::Builder<Sink>,
+}
+
+impl Archive {
+    fn add_bytes(&mut self, name: &str, mut bytes: &[u8]) -> Result<()> {
+        self.add(name, bytes.len() as u64, &mut bytes, Path::new(name))
+    }
+
+    fn add(&mut self, name: &str, length: u64, source: &mut dyn Read, path: &Path) -> Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(length);
+        header.set_mode(0o644);
+        header.set_entry_type(tar::EntryType::Regular);
+        let added = self.tar.append_data(&mut header, name, source);
+        added.map_err(|e| {
+            self.tar
+                .get_mut()
+                .failure
+                .take()
+                .unwrap_or(Error::io(path, e))
+        })
+    }
+
+    fn finish(self) -> Result<PartWriter> {
+        let mut sink = match self.tar.into_inner() {
+            Ok(sink) => sink,
+            Err(e) => return Err(Error::io("archive", e)),
+        };
+        match sink.failure.take() {
+            Some(e) => Err(e),
+            None => Ok(sink.part),
+        }
+    }
+}
+
+/// A part as the archive writes it.
+struct Sink {
+    part: PartWriter,
+    /// What failed below, which says more than what comes of it above.
+    failure: Option<Error>,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.part.write(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(e) => {
+                let kind = e.io_kind().unwrap_or(ErrorKind::Other);
+                self.failure = Some(e);
+                Err(kind.into())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file that is hashed as it is read.
+struct Hashing {
+    file: File,
+    hasher: blake3::Hasher,
+    length: u64,
+}
+
+impl Read for Hashing {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.hasher.update(buffer.get(..n).unwrap_or_default());
+        self.length += n as u64;
+        Ok(n)
+    }
+}
+
+/// Makes a store at `path` of a file that [`pack`] wrote.
+pub fn unpack(file: &Path, path: &Path) -> Result<()> {
+    let (parent, name) = parent_of(path)?;
+    let source = File::open(file).map_err(|e| Error::io(file, e))?;
+    let mut archive = tar::Archive::new(source);
+    let broken = |e: std::io::Error| match e.raw_os_error() {
+        Some(_) => Error::io(file, e),
+        None => malformed(file, "a tar archive", e),
+    };
+    let mut entries = archive.entries().map_err(broken)?;
+    let mut next = |expected: &str| match entries.next() {
+        Some(entry) => entry.map_err(broken),
+        None => Err(malformed(file, expected, "the end of the archive")),
+    };
+
+    let mut entry = next("a file CURRENT")?;
+    let current = small(&mut entry, CURRENT, CURRENT_LIMIT, file)?;
+    let current = Current::parse(&current, file)?;
+    let mut entry = next("a manifest")?;
+    let json = small(&mut entry, &current.manifest, MANIFEST_LIMIT, file)?;
+    let found = Hash(*blake3::hash(&json).as_bytes());
+    if found != current.blake3 {
+        let expected = format!("BLAKE3 {}", current.blake3);
+        return Err(Error::corrupt(file, "manifest", expected, found));
+    }
+    let manifest = Manifest::parse(&json, &file.with_file_name(&current.manifest))?;
+    let mut copy = NewCopy::begin(parent, &name)?;
+    for part in &manifest.parts {
+        let mut entry = next(&part.file)?;
+        is_named(&entry, &part.file, file)?;
+        if entry.size() != part.length {
+            let expected = format!("{} bytes of {}", part.length, part.file);
+            return Err(malformed(file, expected, entry.size()));
+        }
+        receive(copy.folder.dir(), part, &mut entry, file)?;
+    }
+    if entries.next().is_some() {
+        return Err(malformed(file, "the end of the archive", "another file"));
+    }
+    copy.finish(&current, &json)
+}
+
+fn malformed(
+    file: &Path,
+    expected: impl std::fmt::Display,
+    found: impl std::fmt::Display,
+) -> Error {
+    Error::corrupt(file, "packed store", expected, found)
+}
+
+fn is_named(entry: &tar::Entry<'_, File>, name: &str, file: &Path) -> Result<()> {
+    let found = entry.path_bytes();
+    if found.as_ref() != name.as_bytes() || !entry.header().entry_type().is_file() {
+        let found = String::from_utf8_lossy(&found).into_owned();
+        return Err(malformed(
+            file,
+            format!("a plain file {name}"),
+            format!("{found:?}"),
+        ));
+    }
+    Ok(())
+}
+
+/// A whole small entry; `limit` bounds what is allocated.
+fn small(entry: &mut tar::Entry<'_, File>, name: &str, limit: u64, file: &Path) -> Result<Vec<u8>> {
+    is_named(entry, name, file)?;
+    if entry.size() > limit {
+        let expected = format!("{name} of at most {limit} bytes");
+        return Err(malformed(file, expected, entry.size()));
+    }
+    let mut bytes = Vec::new();
+    pour(entry, file, &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    })?;
+    Ok(bytes)
+}
