@@ -243,6 +243,8 @@ class Store:
     def search_many(self, texts: Sequence[str], k: int = 10) -> list[list[Hit]]: ...
     def routes(self, ids: Sequence[str | int], kind: Literal["w", "z", "code"] = "w") -> NDArray[np.float32]:
         """[n, groups, K] for ``w`` and ``z``, [n, d] for ``code``."""
+    def records(self, ids: Sequence[str | int]) -> NDArray[np.uint8]:
+        """The records as the codec keeps them, of shape [n, width]; docs/format.md says what their bytes are."""
     def combined_route(
         self, ids: Sequence[str | int], weights: Sequence[float] | NDArray[np.floating[Any]] | None = None
     ) -> NDArray[np.float32]:

@@ -197,6 +197,22 @@ impl Store {
         Ok(RouteArray { shape, data })
     }
 
+    /// The records as the codec keeps them, [n, width]: the bytes, and the width.
+    pub fn records(&self, ids: &[DocumentId]) -> Result<(Vec<u8>, usize)> {
+        let generation = self.current()?;
+        let width = generation.codec.record_bytes();
+        let mut records = Vec::with_capacity(ids.len().saturating_mul(width));
+        for id in ids {
+            let docno = generation.docno(id)?;
+            let segment = generation.route_segment(docno);
+            match segment.map(|s| s.record(docno)).transpose()?.flatten() {
+                Some(record) => records.extend_from_slice(record),
+                None => return Err(Error::Unrouted { id: id.to_string() }),
+            }
+        }
+        Ok((records, width))
+    }
+
     /// sum_d weights[d] * w_d, of shape [groups, K]; equal weights 1/n if none are given.
     pub fn combined_route(
         &self,

@@ -2,7 +2,8 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use numpy::{PyArrayDyn, PyUntypedArrayMethods};
+use numpy::ndarray::IxDyn;
+use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
 use polyprag_core::{DecoderInput, DocumentId, Error, Kind, Tensor};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping, PyString, PyType};
@@ -206,6 +207,17 @@ impl Store {
         let ids = self.many(py, ids)?;
         let routes = py.detach(|| self.core.routes(&ids, kind)).or_raise(py)?;
         arrays::fresh(py, routes)
+    }
+
+    /// The records as the codec keeps them, uint8 of shape [n, width].
+    fn records<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
+        let ids = self.many(py, ids)?;
+        let (bytes, width) = py.detach(|| self.core.records(&ids)).or_raise(py)?;
+        PyArray1::from_vec(py, bytes).reshape(IxDyn(&[ids.len(), width]))
     }
 
     /// sum_d weights[d] * w_d, of shape [groups, K]; equal weights (1/n) when None.

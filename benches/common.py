@@ -1,0 +1,120 @@
+"""What the benches share: the machine they ran on, quantiles, a store of the usual shape, the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyprag import Module, Store, StoreSpec, Writer
+from polyprag import __version__ as version
+
+CODE = 64
+EXPERTS = 16
+RANK = 2
+#: SmolLM2-135M-Instruct: 30 layers with three adapted modules each, every one a group of its own.
+WIDTHS = {"gate_proj": (576, 1536), "up_proj": (576, 1536), "down_proj": (1536, 576)}
+MODULES = [
+    Module(f"model.layers.{layer}.mlp.{name}", a, b, layer * len(WIDTHS) + group)
+    for layer in range(30)
+    for group, (name, (a, b)) in enumerate(WIDTHS.items())
+]
+
+
+def spec(id_type: str = "u64", codec: str = f"code({CODE})") -> StoreSpec:
+    return StoreSpec(
+        modules=MODULES,
+        experts=EXPERTS,
+        rank=RANK,
+        alpha=32.0,
+        codec=codec,
+        id_type=id_type,  # type: ignore[arg-type]
+    )
+
+
+def create(path: Path, shape: StoreSpec, seed: int = 0) -> Writer:
+    """A new store with generated experts (float16) and decoder."""
+    draw = np.random.default_rng(seed)
+    experts = {}
+    for m in shape.modules:
+        for end, size in (
+            ("A", (EXPERTS, RANK, m.in_features)),
+            ("B", (m.out_features, EXPERTS, RANK)),
+        ):
+            experts[f"{m.name}.{end}"] = draw.standard_normal(size, dtype=np.float32).astype(np.float16)
+    logits = shape.groups * EXPERTS
+    decoder = (
+        draw.standard_normal((logits, CODE), dtype=np.float32) / 8,
+        draw.standard_normal(logits, dtype=np.float32),
+    )
+    return Store.create(path, shape, experts, decoder if shape.codec.startswith("code") else None)
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a small form, in under a minute")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--work", type=Path, help="a folder with room for what is built")
+    return parser
+
+
+def in_child(script: str, *words: object) -> dict[str, Any]:
+    """Run a part of a bench in a process of its own, whose last line is its JSON."""
+    command = [sys.executable, script, "--child", *map(str, words)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def memory(field: str) -> int:
+    """A line of /proc/self/status in bytes: VmHWM is the peak, VmRSS what is resident now."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {field}: these benches need Linux")
+
+
+def seconds(work: Callable[[], object], rounds: int) -> list[float]:
+    """Wall time of each of some rounds, shortest first."""
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)
+
+
+def median(sorted_values: list[float]) -> float:
+    return sorted_values[len(sorted_values) // 2]
+
+
+def machine() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
+    names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    return {
+        "polyprag": version,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def report(path: Path | None, results: list[dict[str, Any]], ratios: dict[str, float]) -> None:
+    figures = {"machine": machine(), "results": results, "ratios": ratios}
+    text = json.dumps(figures, indent=1) + "\n"
+    print(text, end="")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
