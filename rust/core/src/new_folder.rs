@@ -14,6 +14,8 @@ pub(crate) struct NewFolder {
     name: OsString,
     target: OsString,
     dir: Directory,
+    /// The same folder, locked: others see by it that somebody is at work here.
+    lock: Directory,
     moved: bool,
 }
 
@@ -36,13 +38,14 @@ impl NewFolder {
             name.push(format!("{}-{nanos:x}", std::process::id()));
             let new = Self {
                 dir: parent.create_folder(&name)?,
+                lock: parent.folder(&name)?,
                 parent: parent.clone(),
                 name,
                 target: target.to_owned(),
                 moved: false,
             };
-            let held = new.dir.lock(LockMode::Exclusive)? != Lock::Busy;
-            if held && new.parent.still_names(&new.name, &new.dir)? {
+            let held = new.lock.lock(LockMode::Exclusive)? != Lock::Busy;
+            if held && new.parent.still_names(&new.name, &new.lock)? {
                 return Ok(new);
             }
         }

@@ -26,7 +26,7 @@ use tantivy::indexer::{IndexWriterOptions, NoMergePolicy};
 use tantivy::schema::{
     FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions,
 };
-use tantivy::{Index, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term};
+use tantivy::{Index, IndexSettings, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term};
 
 pub use self::analyser::{Analyser, AnalyserSpec, MAX_TERM_BYTES, UNICODE_V1};
 pub use self::query::MAX_QUESTION_TERMS;
@@ -92,7 +92,12 @@ fn open_index(
         let index = if Index::exists(boxed.as_ref())? {
             Index::open(boxed)?
         } else {
-            Index::create(boxed, schema.clone(), Default::default())?
+            let settings = IndexSettings {
+                // Nothing is stored, and the thread for it is one that nobody waits for.
+                docstore_compress_dedicated_thread: false,
+                ..IndexSettings::default()
+            };
+            Index::create(boxed, schema.clone(), settings)?
         };
         if index.schema() != schema {
             return Err(TantivyError::SchemaError(
