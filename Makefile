@@ -99,7 +99,7 @@ bench: setup
 	@$(BIN)/python benches/popqa.py --seeds 3 --json benches/results/popqa.json
 
 proof: setup
-	@PROPTEST_CASES=20000 $(CARGO_TEST) -- --quiet
+	@POLYPRAG_PROOF=1 PROPTEST_CASES=20000 $(CARGO_TEST) -- --quiet --nocapture
 	@$(PYTEST) --hypothesis-profile=proof
 
 clean:

@@ -133,7 +133,7 @@ impl Tap for Failing {
                 return self.make(call, make, usize::MAX);
             }
             Fault::Full if !grows => return self.make(call, make, usize::MAX),
-            Fault::Short(_) if !first && !(cut && length > 0) => {
+            Fault::Short(_) if !(first || cut && length > 0) => {
                 return self.make(call, make, usize::MAX);
             }
             Fault::Short(_) if first && length > 1 => {

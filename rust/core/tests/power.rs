@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crash::disk::{Bytes, Change, Choice, Disk, Names, Node, Recorder, Trace};
 use crash::oracle::{self, State, check, check_nothing_left_over, check_previous};
 use crash::session::{NAME, Session, Step, drawn, short};
-use crash::{Random, folder, full, seed};
+use crash::{Random, folder, full, kind, seed};
 use polyprag_core::files::Directory;
 use polyprag_core::{OnDuplicate, Store};
 
@@ -247,25 +247,6 @@ fn an_acknowledged_commit_survives_whatever_was_not_synced() {
     }
 }
 
-/// What kind of file or folder is synced.
-fn kind(what: &str, parent: &Path) -> String {
-    let path = Path::new(what.split_once(' ').unwrap().1);
-    let Ok(rest) = path.strip_prefix(parent) else {
-        return what.into();
-    };
-    let mut names = rest.iter().map(|n| n.to_str().unwrap());
-    let store = names.next();
-    let rest: Vec<&str> = names.collect();
-    match (store, rest.as_slice()) {
-        (None, _) => "folder above".into(),
-        (Some(_), []) => "folder of the store".into(),
-        (_, ["bm25"]) => "folder of the index".into(),
-        (_, ["bm25", name]) if name.starts_with("meta") => "bm25/meta".into(),
-        (_, ["bm25", name]) => format!("bm25/*.{}", name.rsplit('.').next().unwrap()),
-        (_, [name, ..]) => name.split('-').next().unwrap().into(),
-    }
-}
-
 impl Recorded {
     /// Whether the file that this call syncs is gone when the next commit is acknowledged, or even before
     /// the call: a thread of the index may still be at work when a writer gives up.
@@ -332,7 +313,10 @@ fn each_sync_is_needed() {
         if !matches!(event.change, Change::SyncFile(_) | Change::SyncFolder(_)) {
             continue;
         }
-        let kind = kind(&event.what, &recorded.parent);
+        let kind = kind(
+            Path::new(event.what.split_once(' ').unwrap().1),
+            &recorded.parent,
+        );
         let [needed, in_vain] = kinds.entry(kind.clone()).or_default();
         if recorded.is_in_vain(at) {
             *in_vain += 1;

@@ -26,6 +26,22 @@ pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(memory).unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 
+/// What kind of file or folder below `parent` a path is.
+pub fn kind(path: &Path, parent: &Path) -> String {
+    let Ok(rest) = path.strip_prefix(parent) else {
+        return path.display().to_string();
+    };
+    let names: Vec<&str> = rest.iter().map(|n| n.to_str().unwrap()).collect();
+    match names.as_slice() {
+        [] => "folder above".into(),
+        [_] => "folder of the store".into(),
+        [_, "bm25"] => "folder of the index".into(),
+        [_, "bm25", name] if name.starts_with("meta") => "bm25/meta".into(),
+        [_, "bm25", name] => format!("bm25/*.{}", name.rsplit('.').next().unwrap()),
+        [_, name, ..] => name.split('-').next().unwrap().into(),
+    }
+}
+
 /// SplitMix64.
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);
