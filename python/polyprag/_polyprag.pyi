@@ -120,6 +120,7 @@ class StoreSpec:
         keep_text: bool = True,
         keep_metadata: bool = True,
         stemmer: Literal["english"] | None = None,
+        filters: Mapping[str, Literal["string", "i64", "f64", "bool"]] = ...,
         base_model: Mapping[str, Any] = ...,
         recipe: Mapping[str, Any] = ...,
     ) -> Self: ...
@@ -155,6 +156,8 @@ class StoreSpec:
     def stemmer(self) -> str | None: ...
     @property
     def analyser(self) -> str: ...
+    @property
+    def filters(self) -> dict[str, str]: ...
     @property
     def base_model(self) -> dict[str, Any]: ...
     @property
@@ -239,8 +242,18 @@ class Store:
         """Read-only views into the mapped file, which they keep alive."""
     @property
     def decoder(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None: ...
-    def search(self, text: str, k: int = 10) -> list[Hit]: ...
-    def search_many(self, texts: Sequence[str], k: int = 10) -> list[list[Hit]]: ...
+    def search(self, text: str, k: int = 10, filter: Mapping[str, Any] | None = None) -> list[Hit]:
+        """The best ``k`` documents for a text, best first. Any text is a question.
+
+        filter: only documents that satisfy all of it, on fields that the spec declares. A value must be
+        equal, of a list one, and a range has any of ``gte``, ``gt``, ``lte``, ``lt``:
+        ``{"lang": "en", "kind": ["a", "b"], "year": {"gte": 1990, "lt": 2000}}``. A document without
+        a value does not pass. Scores are those without a filter.
+        """
+    def search_many(
+        self, texts: Sequence[str], k: int = 10, filter: Mapping[str, Any] | None = None
+    ) -> list[list[Hit]]:
+        """As ``search`` for each text, all in one generation, on all processors."""
     def routes(self, ids: Sequence[str | int], kind: Literal["w", "z", "code"] = "w") -> NDArray[np.float32]:
         """[n, groups, K] for ``w`` and ``z``, [n, d] for ``code``."""
     def records(self, ids: Sequence[str | int]) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::bm25::{IndexFile, IndexReader};
+use crate::bm25::{IndexFile, LazyIndex};
 use crate::documents::{Contents, Dead, DocumentId, IdSegment, KeptSegment, LastBlock};
 use crate::error::{Error, Result};
 use crate::experts::Experts;
@@ -11,7 +11,6 @@ use crate::files::{Directory, Mapped};
 use crate::manifest::{Current, Hash, Manifest, Part, Pinned, role};
 use crate::routes::{Codec, Decoder, Keeps, RouteSegment, Scales};
 use crate::spec::{IdType, StoreSpec};
-use crate::verify::as_index_error;
 
 #[derive(Debug)]
 pub struct Generation {
@@ -27,8 +26,8 @@ pub struct Generation {
     pub ids: Vec<IdSegment>,
     pub kept: Vec<KeptSegment>,
     pub dead: Dead,
-    /// What opening the index gave; an index that cannot be read takes only `search` with it.
-    pub index: Result<Option<IndexReader>>,
+    /// Opened by the first search; an index that cannot be read takes only `search` with it.
+    pub index: Option<LazyIndex>,
 }
 
 /// Whether to open the BM25 index for searching.
@@ -119,8 +118,11 @@ impl Generation {
             ));
         }
         let index = match (index, manifest.index_generation) {
-            (Index::Open, Some(generation)) => open_index(dir, manifest, generation).map(Some),
-            _ => Ok(None),
+            (Index::Open, Some(generation)) => {
+                let files = index_files(manifest);
+                Some(LazyIndex::new(dir, generation, files, spec.index_spec()))
+            }
+            _ => None,
         };
         Ok(Self {
             dir: dir.clone(),
@@ -330,13 +332,4 @@ pub fn index_files(manifest: &Manifest) -> Vec<IndexFile> {
             blake3: part.blake3.0,
         })
         .collect()
-}
-
-fn open_index(dir: &Directory, manifest: &Manifest, generation: u64) -> Result<IndexReader> {
-    let files = index_files(manifest);
-    for file in &files {
-        dir.open_part(&file.name, file.length)
-            .map_err(as_index_error)?;
-    }
-    IndexReader::open(dir, generation, &files, &manifest.spec.analyser)
 }

@@ -25,6 +25,7 @@ mod lock;
 mod manifest;
 mod merge;
 mod new_folder;
+mod parallel;
 mod presence;
 mod reindex;
 mod rollback;
@@ -37,6 +38,7 @@ mod tensors;
 mod verify;
 mod writer;
 
+pub use bm25::{Comparison, Condition, Filter, FilterField, FilterKind};
 pub use documents::{Document, DocumentId, MAX_FIELD};
 pub use error::{Error, Result};
 pub use info::{PartInfo, StoreInfo};

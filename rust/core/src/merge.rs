@@ -1,6 +1,7 @@
 //! Taking over the documents of another store that was encoded with the same experts. Records are copied bit for
 //! bit; docnos are those of the store that takes them.
 
+use crate::bm25::FilterValues;
 use crate::documents::LastBlock;
 use crate::error::{Error, Result};
 use crate::generation::Generation;
@@ -20,8 +21,10 @@ impl Session {
             if has_words(kept.title.as_deref(), kept.text.as_deref()) {
                 let title = kept.title.as_deref().unwrap_or_default();
                 let text = kept.text.as_deref().unwrap_or_default();
+                let metadata = kept.metadata.as_deref();
+                let values = FilterValues::of(&self.spec.filters, &id, metadata)?;
                 let docno = self.staged.next;
-                self.index()?.add(docno, title, text)?;
+                self.index()?.add(docno, title, text, values)?;
             }
             let segment = other.route_segment(docno);
             let record = match segment {
@@ -83,6 +86,9 @@ impl Session {
         let words = other.manifest().index_generation.is_some();
         if words && !(b.keep_title && b.keep_text) {
             return refuse("it can be searched but keeps no text, so its documents could not be found any more".into());
+        }
+        if words && !a.filters.is_empty() && !b.keep_metadata {
+            return refuse("it keeps no metadata, on which the store that takes it filters".into());
         }
         Ok(())
     }

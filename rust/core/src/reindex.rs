@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::documents::LastBlock;
+use crate::bm25::FilterValues;
+use crate::documents::{DocumentId, LastBlock};
 use crate::error::{Error, Result};
 use crate::manifest::role;
 use crate::writer::{Base, Session, has_words};
@@ -18,6 +19,14 @@ impl Session {
                 if spec.keep_text { "titles" } else { "text" }
             )));
         }
+        if !(spec.filters.is_empty() || spec.keep_metadata) {
+            return Err(Error::invalid(format!(
+                "{}: the index cannot be rebuilt, because this store filters on metadata that it does not keep: \
+                 encode the corpus again",
+                path.display(),
+            )));
+        }
+        let filters = self.spec.filters.clone();
         let mut manifest = self.next_manifest();
         manifest.parts.retain(|p| p.role != role::BM25);
         manifest.index_generation = None;
@@ -29,7 +38,9 @@ impl Session {
                 if has_words(document.title.as_deref(), document.text.as_deref()) {
                     let title = document.title.as_deref().unwrap_or_default();
                     let text = document.text.as_deref().unwrap_or_default();
-                    index.add(docno, title, text)?;
+                    let id = base.id_of(docno)?.unwrap_or(DocumentId::U64(docno));
+                    let values = FilterValues::of(&filters, &id, document.metadata.as_deref())?;
+                    index.add(docno, title, text, values)?;
                 }
             }
         }

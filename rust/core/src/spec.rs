@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::bm25::AnalyserSpec;
+use crate::bm25::{AnalyserSpec, FilterField, IndexSpec};
 use crate::error::{Error, Result};
 use crate::routes::{CodecName, Phi};
 
@@ -85,6 +85,9 @@ pub struct StoreSpec {
     pub keep_text: bool,
     pub keep_metadata: bool,
     pub analyser: AnalyserSpec,
+    /// Keys of the metadata on which a search can be filtered.
+    #[serde(default)]
+    pub filters: Vec<FilterField>,
     /// Carried, never read: the fingerprint of the base model, and how the store was trained.
     #[serde(default)]
     pub base_model: Map<String, Value>,
@@ -105,6 +108,14 @@ impl StoreSpec {
     /// G * K, the number of logits and weights of one document.
     pub fn logits(&self) -> usize {
         self.groups() * self.experts as usize
+    }
+
+    /// What the BM25 index is made for.
+    pub fn index_spec(&self) -> IndexSpec {
+        IndexSpec {
+            analyser: self.analyser.clone(),
+            filters: self.filters.clone(),
+        }
     }
 
     /// Bytes of one LoRA of this rank over all modules, `width` bytes a number.
@@ -162,6 +173,7 @@ impl StoreSpec {
                 format!("stemmer: this version knows \"english\", got {stemmer:?}")
             })?;
         }
+        FilterField::validate_all(&self.filters)?;
         self.validate_modules()
     }
 

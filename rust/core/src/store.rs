@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
+use crate::bm25::{Filter, IndexReader, ResolvedFilter};
 use crate::copy;
 use crate::documents::{Document, DocumentId, LastBlock};
 use crate::error::{Error, Result};
@@ -15,6 +16,7 @@ use crate::generation::{Generation, Index};
 use crate::info::{self, StoreInfo};
 use crate::manifest::{CURRENT, Current};
 use crate::new_folder::parent_of;
+use crate::parallel::in_parallel;
 use crate::routes::{DecoderInput, Keeps, route_weights};
 use crate::spec::StoreSpec;
 use crate::tensors::{Tensor, TensorView};
@@ -151,18 +153,23 @@ impl Store {
         Ok(self.current()?.decoder.as_ref().and_then(|d| d.views()))
     }
 
-    /// Best first. Anything is a question; one without a word finds nothing.
-    pub fn search(&self, text: &str, k: usize) -> Result<Vec<Hit>> {
-        search(&*self.current()?, text, k)
+    /// Best first, of the documents that pass the filter. Anything is a question; one without a word
+    /// finds nothing.
+    pub fn search(&self, text: &str, k: usize, filter: Option<&Filter>) -> Result<Vec<Hit>> {
+        Searcher::new(&*self.current()?, k, filter)?.search(text)
     }
 
-    /// As [`Store::search`] for each text, all in one generation.
-    pub fn search_many<T: AsRef<str>>(&self, texts: &[T], k: usize) -> Result<Vec<Vec<Hit>>> {
+    /// As [`Store::search`] for each text, all in one generation, on as many threads as there are
+    /// processors.
+    pub fn search_many<T: AsRef<str> + Sync>(
+        &self,
+        texts: &[T],
+        k: usize,
+        filter: Option<&Filter>,
+    ) -> Result<Vec<Vec<Hit>>> {
         let generation = self.current()?;
-        texts
-            .iter()
-            .map(|text| search(&generation, text.as_ref(), k))
-            .collect()
+        let searcher = Searcher::new(&generation, k, filter)?;
+        in_parallel(texts, |text| searcher.search(text.as_ref()))
     }
 
     pub fn routes(&self, ids: &[DocumentId], kind: Kind) -> Result<RouteArray> {
@@ -372,28 +379,47 @@ fn gather(
     Ok(data)
 }
 
-fn search(generation: &Generation, text: &str, k: usize) -> Result<Vec<Hit>> {
-    let index = match &generation.index {
-        Ok(Some(index)) => index,
-        Ok(None) => return Ok(Vec::new()),
-        Err(e) => return Err(e.clone()),
-    };
-    let documents = usize::try_from(generation.manifest().documents).unwrap_or(usize::MAX);
-    let k = k.min(documents);
-    if k == 0 {
-        return Ok(Vec::new());
-    }
-    index
-        .search(text, k, &|docno| !generation.is_alive(docno))?
-        .into_iter()
-        .map(|(docno, score)| match generation.id_of(docno)? {
-            Some(id) => Ok(Hit { id, score, docno }),
-            None => Err(Error::corrupt_index(
-                generation.dir.path_of(crate::files::INDEX_FOLDER),
-                format!("it found docno {docno}, which has no id"),
-            )),
+/// What all the questions of one call share.
+struct Searcher<'g> {
+    generation: &'g Generation,
+    /// None where nothing can be found.
+    index: Option<&'g IndexReader>,
+    k: usize,
+    filter: Option<ResolvedFilter>,
+}
+
+impl<'g> Searcher<'g> {
+    fn new(generation: &'g Generation, k: usize, filter: Option<&Filter>) -> Result<Self> {
+        let filters = &generation.spec.filters;
+        let filter = filter.map(|filter| filter.resolve(filters)).transpose()?;
+        let documents = usize::try_from(generation.manifest().documents).unwrap_or(usize::MAX);
+        let index = generation.index.as_ref().map(|index| index.get());
+        Ok(Self {
+            generation,
+            index: index.transpose()?,
+            k: k.min(documents),
+            filter,
         })
-        .collect()
+    }
+
+    fn search(&self, text: &str) -> Result<Vec<Hit>> {
+        let generation = self.generation;
+        let Some(index) = self.index.filter(|_| self.k > 0) else {
+            return Ok(Vec::new());
+        };
+        let is_dead = |docno| !generation.is_alive(docno);
+        index
+            .search(text, self.k, self.filter.as_ref(), &is_dead)?
+            .into_iter()
+            .map(|(docno, score)| match generation.id_of(docno)? {
+                Some(id) => Ok(Hit { id, score, docno }),
+                None => Err(Error::corrupt_index(
+                    generation.dir.path_of(crate::files::INDEX_FOLDER),
+                    format!("it found docno {docno}, which has no id"),
+                )),
+            })
+            .collect()
+    }
 }
 
 /// Iterates over the ids of one generation.

@@ -55,10 +55,8 @@ pub fn verify(generation: &Generation) -> Result<VerifyReport> {
     generation.kept.iter().try_for_each(|s| s.verify())?;
     generation.dead.verify()?;
     check_documents(generation, manifest)?;
-    match &generation.index {
-        Ok(Some(index)) => index.verify()?,
-        Ok(None) => {}
-        Err(e) => return Err(e.clone()),
+    if let Some(index) = &generation.index {
+        index.get()?.verify()?;
     }
     Ok(report)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use roaring::RoaringTreemap;
 
-use crate::bm25::IndexWriter;
+use crate::bm25::{FilterValues, IndexWriter};
 use crate::collect::{self, next_generation};
 use crate::documents::{Contents, Document, DocumentId};
 use crate::error::{Error, Result};
@@ -190,7 +190,7 @@ impl Writer {
         let session = self.session()?;
         let plan = session.plan(documents, routes, on_duplicate)?;
         session.open_index(&plan)?;
-        let staged = session.stage(&plan, routes);
+        let staged = session.stage(plan, routes);
         self.or_poison(staged)
     }
 
@@ -327,7 +327,7 @@ impl Drop for Writer {
 
 /// The documents of one call that will be staged, each with its place in the call and whom it replaces.
 struct Plan<'d> {
-    chosen: Vec<(usize, &'d Document, Option<u64>)>,
+    chosen: Vec<(usize, &'d Document, Option<u64>, FilterValues)>,
 }
 
 impl Session {
@@ -345,6 +345,8 @@ impl Session {
         let mut chosen = Vec::with_capacity(documents.len());
         for (i, document) in documents.iter().enumerate() {
             document.validate(self.spec.id_type)?;
+            let metadata = document.metadata.as_deref();
+            let values = FilterValues::of(&self.spec.filters, &document.id, metadata)?;
             if let Some(routes) = routes {
                 self.check_row(&document.id, self.row(routes, i))?;
             }
@@ -364,7 +366,7 @@ impl Session {
                         "is in the store already: replace it, skip it, or delete it first",
                     );
                 }
-                _ => chosen.push((i, document, held)),
+                _ => chosen.push((i, document, held, values)),
             }
         }
         Ok(Plan { chosen })
@@ -463,7 +465,8 @@ impl Session {
                         index_files(base.manifest()),
                     ),
                 };
-                let index = IndexWriter::open(&self.dir, generation, &files, &self.spec.analyser)?;
+                let index =
+                    IndexWriter::open(&self.dir, generation, &files, &self.spec.index_spec())?;
                 Ok(self.index.insert(index))
             }
         }
@@ -471,34 +474,34 @@ impl Session {
 
     /// An index that starts from nothing, whatever there is.
     pub fn start_index(&mut self) -> Result<()> {
-        let index = IndexWriter::open(&self.dir, None, &[], &self.spec.analyser)?;
-        self.index = Some(index);
+        self.index = Some(IndexWriter::fresh(&self.dir, &self.spec.index_spec())?);
         Ok(())
     }
 
     /// Before anything is staged, so that an index that cannot be opened leaves the writer as it was.
     fn open_index(&mut self, plan: &Plan<'_>) -> Result<()> {
-        let replaces = plan.chosen.iter().any(|(_, _, held)| held.is_some());
+        let replaces = plan.chosen.iter().any(|(_, _, held, _)| held.is_some());
         let has_words = plan
             .chosen
             .iter()
-            .any(|(_, d, _)| has_words(d.title.as_deref(), d.text.as_deref()));
+            .any(|(_, d, _, _)| has_words(d.title.as_deref(), d.text.as_deref()));
         if has_words || (replaces && self.has_index()) {
             self.index()?;
         }
         Ok(())
     }
 
-    fn stage(&mut self, plan: &Plan<'_>, routes: Option<RouteRows<'_>>) -> Result<usize> {
-        for (i, document, replaced) in &plan.chosen {
+    fn stage(&mut self, plan: Plan<'_>, routes: Option<RouteRows<'_>>) -> Result<usize> {
+        let added = plan.chosen.len();
+        for (i, document, replaced, values) in plan.chosen {
             if let Some(docno) = replaced {
-                self.kill(*docno)?;
+                self.kill(docno)?;
             }
             let docno = self.staged.next;
             if has_words(document.title.as_deref(), document.text.as_deref()) {
                 let title = document.title.as_deref().unwrap_or_default();
                 let text = document.text.as_deref().unwrap_or_default();
-                self.index()?.add(docno, title, text)?;
+                self.index()?.add(docno, title, text, values)?;
             }
             let contents = Contents {
                 title: document.title.clone(),
@@ -506,11 +509,11 @@ impl Session {
                 metadata: document.metadata.clone(),
             };
             let contents = contents_to_keep(&self.spec, contents);
-            let row = routes.map(|routes| self.row(routes, *i));
+            let row = routes.map(|routes| self.row(routes, i));
             self.staged
                 .push(&self.dir, self.codec.as_ref(), &document.id, row, &contents)?;
         }
-        Ok(plan.chosen.len())
+        Ok(added)
     }
 
     /// Marks a living docno as dead.

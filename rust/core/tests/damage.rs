@@ -88,7 +88,7 @@ fn a_file_that_was_cut_is_an_error_or_not_needed() {
                             name.starts_with("bm25/"),
                             "{name} cut to {cut} was not noticed"
                         );
-                        let error = store.search("harbour", 3).unwrap_err();
+                        let error = store.search("harbour", 3, None).unwrap_err();
                         assert!(matches!(error, Error::CorruptIndex { .. }), "{error:?}");
                         assert!(is_typed(&store.verify().unwrap_err()));
                     }
@@ -128,7 +128,7 @@ fn a_flipped_byte_is_found_and_never_a_panic() {
                 if let Err(e) = ask(&store) {
                     assert!(is_typed_or_miss(&e), "{e:?}");
                 }
-                let _ = store.search("the harbour house", 3);
+                let _ = store.search("the harbour house", 3, None);
                 store.verify()
             });
             match verified {
@@ -367,7 +367,7 @@ fn a_broken_index_leaves_routes_in_use() {
     let store = Store::open(&path).unwrap();
     assert_eq!(ask(&store).unwrap(), expected);
     for _ in 0..2 {
-        let error = store.search("harbour", 3).unwrap_err();
+        let error = store.search("harbour", 3, None).unwrap_err();
         assert!(matches!(error, Error::CorruptIndex { .. }), "{error:?}");
     }
     assert!(matches!(store.verify(), Err(Error::CorruptIndex { .. })));

@@ -22,10 +22,12 @@ fn what_was_committed_is_read_in_another_opening() {
         assert_eq!(documents[0], passage("bob", "bob moved to the lighthouse"));
         assert_eq!(documents[1], passage("eve", "eve has no house"));
 
-        let hits = store.search("Who moved to the LIGHTHOUSE?", 3).unwrap();
+        let hits = store
+            .search("Who moved to the LIGHTHOUSE?", 3, None)
+            .unwrap();
         assert_eq!((hits[0].id.clone(), hits[0].docno), (id("bob"), 5));
-        assert!(store.search("cyd", 10).unwrap().is_empty());
-        assert!(store.search("?!: \" AND", 10).unwrap().is_empty());
+        assert!(store.search("cyd", 10, None).unwrap().is_empty());
+        assert!(store.search("?!: \" AND", 10, None).unwrap().is_empty());
 
         let w = store.routes(&ids(&["fay", "ada"]), Kind::Weights).unwrap();
         assert_eq!(w.shape, [2, GROUPS, EXPERTS]);
@@ -141,7 +143,7 @@ fn duplicates_are_refused_replaced_or_skipped() {
         store.routes(&ids(&["ada"]), Kind::Logits).unwrap().data,
         route(21, LOGITS)
     );
-    assert_eq!(store.search("ada", 9).unwrap().len(), 1);
+    assert_eq!(store.search("ada", 9, None).unwrap().len(), 1);
     assert_eq!(store.info().unwrap().unrouted, 2);
     store.verify().unwrap();
 }
@@ -236,7 +238,7 @@ fn integer_ids_and_nothing_kept() {
     writer.commit().unwrap();
     let store = Store::open(&path).unwrap();
     assert_eq!(
-        store.search("searchable", 1).unwrap()[0].id,
+        store.search("searchable", 1, None).unwrap()[0].id,
         DocumentId::U64(5)
     );
     assert_eq!(store.documents(&[5.into()]).unwrap()[0], Document::new(5));
@@ -300,7 +302,7 @@ fn an_empty_store_is_a_store() {
     let path = tmp.path().join("s");
     assert_eq!(create(&path, spec("f32")).commit().unwrap(), 1);
     let store = Store::open(&path).unwrap();
-    assert!(store.is_empty().unwrap() && store.search("x", 3).unwrap().is_empty());
+    assert!(store.is_empty().unwrap() && store.search("x", 3, None).unwrap().is_empty());
     let info = store.info().unwrap();
     assert_eq!((info.documents, info.bytes_per_document), (0, 0.0));
     // (6 + 5) numbers, 3 modules, rank 2, 4 bytes.

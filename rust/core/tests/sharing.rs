@@ -39,7 +39,7 @@ fn nothing_is_at_the_path_before_the_first_commit() {
     drop(writer);
     assert_eq!(entries(), 1);
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.search("harbour", 1).unwrap().len(), 1);
+    assert_eq!(store.search("harbour", 1, None).unwrap().len(), 1);
 
     let data = expert_data(&spec("f32"));
     let error = Store::create(&path, spec("f32"), &tensors(&data), None).unwrap_err();
@@ -148,12 +148,15 @@ fn a_reader_keeps_its_generation_until_it_refreshes() {
         store.routes(&ids(&["ada", "bob"]), Kind::Weights).unwrap(),
         before
     );
-    assert_eq!(store.search("lighthouse", 1).unwrap()[0].id, id("bob"));
+    assert_eq!(
+        store.search("lighthouse", 1, None).unwrap()[0].id,
+        id("bob")
+    );
     store.verify().unwrap();
 
     assert!(store.refresh().unwrap());
     assert_eq!(store.generation().unwrap(), 6);
-    assert!(store.search("lighthouse", 1).unwrap().is_empty());
+    assert!(store.search("lighthouse", 1, None).unwrap().is_empty());
     store.verify().unwrap();
 
     // With nobody reading it, generation 2 goes; 5 and the newest stay.
@@ -192,7 +195,7 @@ fn a_directory_without_write_permission_is_read() {
     };
     mode(0o555, 0o444);
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.search("lighthouse", 1).unwrap().len(), 1);
+    assert_eq!(store.search("lighthouse", 1, None).unwrap().len(), 1);
     store.verify().unwrap();
     if !rustix::process::geteuid().is_root() {
         let kind = store.writer().unwrap_err().io_kind();
@@ -213,7 +216,7 @@ fn threads_read_while_a_writer_commits() {
                 while !done.load(Ordering::Relaxed) {
                     store.refresh().unwrap();
                     // Whatever generation it is, index, ids and routes are of one.
-                    for hit in store.search("bob", 3).unwrap() {
+                    for hit in store.search("bob", 3, None).unwrap() {
                         assert_eq!(hit.id, id("bob"));
                     }
                     store.routes(&ids(&["bob"]), Kind::Weights).unwrap();

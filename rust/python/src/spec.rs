@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
 use polyprag_core::bm25::AnalyserSpec;
-use polyprag_core::{ANALYSER, CodecName, IdType, Mixing, Phi, Rule};
+use polyprag_core::{ANALYSER, CodecName, FilterField, FilterKind, IdType, Mixing, Phi, Rule};
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyMapping};
 
 use crate::errors::{OrRaise, invalid};
 use crate::{ids, json};
@@ -40,6 +41,30 @@ const RULES: [(&str, Rule); 4] = [
 const PHIS: [(&str, Phi); 2] = [("sigmoid", Phi::Sigmoid), ("softmax", Phi::Softmax)];
 const MIXINGS: [(&str, Mixing); 2] = [("exact", Mixing::Exact), ("factors", Mixing::Factors)];
 const ID_TYPES: [(&str, IdType); 2] = [("string", IdType::String), ("u64", IdType::U64)];
+
+const FILTER_KINDS: [(&str, FilterKind); 4] = [
+    ("string", FilterKind::String),
+    ("i64", FilterKind::I64),
+    ("f64", FilterKind::F64),
+    ("bool", FilterKind::Bool),
+];
+
+/// From a mapping of names to kinds.
+fn filter_fields(filters: &Bound<'_, PyAny>) -> PyResult<Vec<FilterField>> {
+    let py = filters.py();
+    let expected = |found: &Bound<'_, PyAny>| {
+        let shown = ids::shown(found);
+        let message = format!("filters: expected a mapping of names to kinds, got {shown}");
+        invalid(py, message)
+    };
+    let mapping = filters.cast::<PyMapping>().map_err(|_| expected(filters))?;
+    let fields = mapping.items()?.into_iter().map(|item| {
+        let (name, kind): (String, String) = item.extract().map_err(|_| expected(&item))?;
+        let kind = choose(py, &format!("filters[{name:?}]"), &kind, &FILTER_KINDS)?;
+        Ok(FilterField::new(name, kind))
+    });
+    fields.collect()
+}
 
 /// A number that fits the format.
 fn number(what: &str, value: &Bound<'_, PyAny>) -> PyResult<u32> {
@@ -175,11 +200,11 @@ impl StoreSpec {
         signature = (
             *, modules, experts, rank, alpha, codec, phi="sigmoid", top_k=None, mixing="exact",
             combination=None, id_type="string", keep_title=true, keep_text=true, keep_metadata=true,
-            stemmer=None, base_model=None, recipe=None
+            stemmer=None, filters=None, base_model=None, recipe=None
         ),
         text_signature = "(*, modules, experts, rank, alpha, codec, phi='sigmoid', top_k=None, \
             mixing='exact', combination=..., id_type='string', keep_title=True, keep_text=True, \
-            keep_metadata=True, stemmer=None, base_model=..., recipe=...)"
+            keep_metadata=True, stemmer=None, filters=..., base_model=..., recipe=...)"
     )]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -198,6 +223,7 @@ impl StoreSpec {
         keep_text: bool,
         keep_metadata: bool,
         stemmer: Option<String>,
+        filters: Option<&Bound<'_, PyAny>>,
         base_model: Option<&Bound<'_, PyAny>>,
         recipe: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
@@ -239,6 +265,7 @@ impl StoreSpec {
                 name: ANALYSER.to_owned(),
                 stemmer,
             },
+            filters: filters.map_or(Ok(Vec::new()), filter_fields)?,
             base_model: map("base_model", base_model)?,
             recipe: map("recipe", recipe)?,
         };
@@ -336,6 +363,16 @@ impl StoreSpec {
     #[getter]
     fn analyser(&self) -> &str {
         &self.core.analyser.name
+    }
+
+    /// Keys of the metadata on which a search can be filtered, with their kinds.
+    #[getter]
+    fn filters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let filters = PyDict::new(py);
+        for field in &self.core.filters {
+            filters.set_item(&field.name, name_of(field.kind, &FILTER_KINDS))?;
+        }
+        Ok(filters)
     }
 
     #[getter]

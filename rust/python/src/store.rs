@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use numpy::ndarray::IxDyn;
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
-use polyprag_core::{DecoderInput, DocumentId, Error, Kind, Tensor};
+use polyprag_core::{DecoderInput, DocumentId, Error, Filter, Kind, Tensor};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping, PyString, PyType};
 
@@ -14,6 +14,7 @@ use crate::errors::{OrRaise, invalid};
 use crate::hit::Hit;
 use crate::ids::{self, count};
 use crate::info::{StoreInfo, VerifyReport};
+use crate::json;
 use crate::spec::StoreSpec;
 use crate::writer::Writer;
 
@@ -148,36 +149,48 @@ impl Store {
         }
     }
 
-    /// The best `k` documents for a text, best first. Any text is a question; one without a word
-    /// finds nothing.
-    #[pyo3(signature = (text, k=None), text_signature = "($self, text, k=10)")]
+    /// The best `k` documents for a text that pass the filter, best first. Any text is a question; one
+    /// without a word finds nothing.
+    #[pyo3(
+        signature = (text, k=None, filter=None),
+        text_signature = "($self, text, k=10, filter=None)"
+    )]
     fn search(
         &self,
         py: Python<'_>,
         text: Bound<'_, PyString>,
         k: Option<&Bound<'_, PyAny>>,
+        filter: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Hit>> {
         let k = k.map_or(Ok(DEFAULT_K), |k| count("k", k))?;
+        let filter = filter.map(read_filter).transpose()?;
         let text = text.to_string_lossy().into_owned();
-        let hits = py.detach(|| self.core.search(&text, k)).or_raise(py)?;
+        let hits = py
+            .detach(|| self.core.search(&text, k, filter.as_ref()))
+            .or_raise(py)?;
         Ok(hits.into_iter().map(Hit::from).collect())
     }
 
-    /// As `search` for each text, all in one generation.
-    #[pyo3(signature = (texts, k=None), text_signature = "($self, texts, k=10)")]
+    /// As `search` for each text, all in one generation, on all processors.
+    #[pyo3(
+        signature = (texts, k=None, filter=None),
+        text_signature = "($self, texts, k=10, filter=None)"
+    )]
     fn search_many(
         &self,
         py: Python<'_>,
         texts: Vec<Bound<'_, PyString>>,
         k: Option<&Bound<'_, PyAny>>,
+        filter: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Vec<Hit>>> {
         let k = k.map_or(Ok(DEFAULT_K), |k| count("k", k))?;
+        let filter = filter.map(read_filter).transpose()?;
         let texts: Vec<String> = texts
             .iter()
             .map(|text| text.to_string_lossy().into_owned())
             .collect();
         let found = py
-            .detach(|| self.core.search_many(&texts, k))
+            .detach(|| self.core.search_many(&texts, k, filter.as_ref()))
             .or_raise(py)?;
         Ok(found
             .into_iter()
@@ -339,6 +352,10 @@ impl Store {
 }
 
 const DEFAULT_K: usize = 10;
+
+fn read_filter(filter: &Bound<'_, PyAny>) -> PyResult<Filter> {
+    Filter::from_json(&json::to_text("filter", filter)?).or_raise(filter.py())
+}
 
 /// Ids a chunk at a time, so that neither the lock nor the interpreter is taken for each.
 #[pyclass(frozen, module = "polyprag._polyprag")]

@@ -2,6 +2,7 @@
 //!
 //! - A listed file is opened without following symlinks, must be a regular file, and its real
 //!   length is compared with the listed one before it is mapped ([`files::Directory::map`]).
+//! - What Tantivy reads is compared with its checksum first ([`super::checked`]).
 //! - `meta.json` lives in memory while Tantivy works and is `meta-<generation>.json` on disk,
 //!   written once by a commit. `.managed.json` lives in memory only.
 //! - A file of an earlier generation is never removed or overwritten; the store's collector does
@@ -11,20 +12,20 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, BufWriter, Write};
-use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tantivy::Directory;
 use tantivy::directory::error::{DeleteError, LockError, OpenReadError, OpenWriteError};
 use tantivy::directory::{
-    AntiCallToken, DirectoryLock, FileHandle, Lock, OwnedBytes, TerminatingWrite, WatchCallback,
-    WatchHandle, WritePtr,
+    AntiCallToken, DirectoryLock, FileHandle, Lock, TerminatingWrite, WatchCallback, WatchHandle,
+    WritePtr,
 };
 
 use super::IndexFile;
+use super::checked::{CheckedFile, Failure, TrailerWriter};
 use crate::error::{Error, Result};
-use crate::files::{self, INDEX_FOLDER, Mapped, PartWriter};
+use crate::files::{self, INDEX_FOLDER, PartWriter};
 
 const META: &str = "meta.json";
 const MANAGED: &str = ".managed.json";
@@ -38,14 +39,14 @@ struct Entry {
     blake3: [u8; 32],
     /// Listed by a generation, and so not ours to remove.
     published: bool,
+    /// From its first use on, so that what was found whole stays so.
+    open: Option<Arc<CheckedFile>>,
 }
 
 #[derive(Default)]
 struct State {
     files: BTreeMap<String, Entry>,
     meta: Option<Vec<u8>>,
-    /// The first failure below Tantivy, whose threads lose it on the way up.
-    failure: Option<Error>,
 }
 
 /// A clone is another handle to the same state.
@@ -53,6 +54,7 @@ struct State {
 pub(super) struct StoreDirectory {
     store: files::Directory,
     state: Arc<Mutex<State>>,
+    failure: Failure,
 }
 
 impl fmt::Debug for StoreDirectory {
@@ -93,6 +95,7 @@ impl StoreDirectory {
                 length: file.length,
                 blake3: file.blake3,
                 published: true,
+                open: None,
             };
             state.files.insert(name.to_owned(), entry);
         }
@@ -103,6 +106,7 @@ impl StoreDirectory {
         Ok(Self {
             store: store.clone(),
             state: Arc::new(Mutex::new(state)),
+            failure: Failure::default(),
         })
     }
 
@@ -120,18 +124,35 @@ impl StoreDirectory {
 
     /// What failed below Tantivy first, if anything: the cause of a vaguer error from above.
     pub(super) fn take_failure(&self) -> Option<Error> {
-        self.state().failure.take()
+        self.failure.take()
     }
 
     /// Remembers a failure, and puts it into words that Tantivy can carry.
     fn fail(&self, error: Error) -> io::Error {
-        let error = as_index_error(error);
-        let words = match &error {
-            Error::Io { source, .. } => io::Error::new(source.kind(), error.to_string()),
-            _ => io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
-        };
-        self.state().failure.get_or_insert(error);
-        words
+        self.failure.report(as_index_error(error))
+    }
+
+    /// A file that is known here, open; once for all its uses.
+    fn open_file(&self, name: &str, entry: &Entry) -> Result<Arc<CheckedFile>> {
+        if let Some(open) = &entry.open {
+            return Ok(Arc::clone(open));
+        }
+        let map = self.store.map(&full_name(name), entry.length);
+        let map = map.map_err(as_index_error)?;
+        let mut file = Arc::new(CheckedFile::open(map, self.failure.clone())?);
+        if let Some(entry) = self.state().files.get_mut(name) {
+            // Of two that open it at once, both go on with the same.
+            file = Arc::clone(entry.open.get_or_insert(file));
+        }
+        Ok(file)
+    }
+
+    /// Compares every block of every file with its checksum.
+    pub(super) fn verify(&self) -> Result<()> {
+        let files = self.state().files.clone();
+        files
+            .iter()
+            .try_for_each(|(name, entry)| self.open_file(name, entry)?.verify())
     }
 
     /// Makes `living` the files of `generation`: writes its meta file, syncs the folder, and returns
@@ -219,48 +240,17 @@ pub(super) fn as_index_error(error: Error) -> Error {
     }
 }
 
-/// A map in the form in which Tantivy keeps it alive.
-struct StableMap(Mapped);
-
-impl Deref for StableMap {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-// SAFETY: the bytes are a map (or a static empty slice), whose address does not change when the
-// handle to it moves, and which lives as long as the handle.
-#[allow(unsafe_code)]
-unsafe impl stable_deref_trait::StableDeref for StableMap {}
-
 impl Directory for StoreDirectory {
     fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
-        let known = path.to_str().and_then(|name| {
-            self.state()
-                .files
-                .get(name)
-                .map(|entry| (full_name(name), entry.clone()))
-        });
-        let Some((name, entry)) = known else {
+        let name = path.to_str().unwrap_or_default();
+        let entry = self.state().files.get(name).cloned();
+        let Some(entry) = entry else {
             return Err(OpenReadError::FileDoesNotExist(self.path_of(path)));
         };
-        let map = self
-            .store
-            .map(&name, entry.length)
-            .and_then(|map| {
-                if path.extension().is_some_and(|e| e == "store")
-                    && entry.published
-                    && *blake3::hash(&map).as_bytes() != entry.blake3
-                {
-                    let reason = "its BLAKE3 is not the one that the manifest gives";
-                    return Err(Error::corrupt_index(self.path_of(path), reason));
-                }
-                Ok(map)
-            })
+        let file = self
+            .open_file(name, &entry)
             .map_err(|error| OpenReadError::wrap_io_error(self.fail(error), self.path_of(path)))?;
-        Ok(Arc::new(OwnedBytes::new(StableMap(map))))
+        Ok(file)
     }
 
     fn delete(&self, path: &Path) -> Result<(), DeleteError> {
@@ -304,12 +294,13 @@ impl Directory for StoreDirectory {
             length: 0,
             blake3: [0; 32],
             published: false,
+            open: None,
         };
         self.state().files.insert(name.clone(), entry);
         let writer = FileWriter {
             directory: self.clone(),
             name,
-            part: Some(part),
+            part: Some((part, TrailerWriter::default())),
         };
         Ok(BufWriter::new(Box::new(writer)))
     }
@@ -347,19 +338,22 @@ impl Directory for StoreDirectory {
     }
 }
 
-/// Writes a file once, from front to back; its length and hash go into the directory's state.
+/// Writes a file once, from front to back, with our trailer; its length and hash, both with the trailer,
+/// go into the directory's state.
 struct FileWriter {
     directory: StoreDirectory,
     name: String,
-    part: Option<PartWriter>,
+    part: Option<(PartWriter, TrailerWriter)>,
 }
 
 impl Write for FileWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match &mut self.part {
-            Some(part) => part
-                .write(data)
-                .map_err(|error| self.directory.fail(error))?,
+            Some((part, trailer)) => {
+                part.write(data)
+                    .map_err(|error| self.directory.fail(error))?;
+                trailer.write(data);
+            }
             None => return Err(io::Error::from(io::ErrorKind::BrokenPipe)),
         }
         Ok(data.len())
@@ -372,8 +366,11 @@ impl Write for FileWriter {
 
 impl TerminatingWrite for FileWriter {
     fn terminate_ref(&mut self, _: AntiCallToken) -> io::Result<()> {
-        if let Some(part) = self.part.take() {
-            let digest = part.finish().map_err(|error| self.directory.fail(error))?;
+        if let Some((mut part, trailer)) = self.part.take() {
+            let digest = part
+                .write(&trailer.finish())
+                .and_then(|()| part.finish())
+                .map_err(|error| self.directory.fail(error))?;
             if let Some(entry) = self.directory.state().files.get_mut(&self.name) {
                 entry.length = digest.length;
                 entry.blake3 = digest.blake3;

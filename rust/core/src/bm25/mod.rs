@@ -11,7 +11,10 @@
 //! any other sign of damage, is [`Error::CorruptIndex`].
 
 mod analyser;
+mod checked;
 mod directory;
+mod filter;
+mod lazy;
 mod query;
 #[cfg(test)]
 mod tests;
@@ -29,6 +32,11 @@ use tantivy::schema::{
 use tantivy::{Index, IndexSettings, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term};
 
 pub use self::analyser::{Analyser, AnalyserSpec, MAX_TERM_BYTES, UNICODE_V1};
+pub use self::filter::{
+    Comparison, Condition, Filter, FilterField, FilterKind, FilterValues, MAX_FILTER_FIELDS,
+    MAX_FILTER_NAME, MAX_FILTER_STRING, ResolvedFilter,
+};
+pub use self::lazy::LazyIndex;
 pub use self::query::MAX_QUESTION_TERMS;
 
 use self::directory::StoreDirectory;
@@ -59,13 +67,21 @@ pub struct IndexFile {
     pub blake3: [u8; 32],
 }
 
-#[derive(Clone, Copy)]
+/// What an index is made for: how words are told apart, and what a search can be filtered on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct IndexSpec {
+    pub analyser: AnalyserSpec,
+    pub filters: Vec<FilterField>,
+}
+
 struct Fields {
     docno: Field,
     body: Field,
+    /// In the order in which they are declared.
+    filters: Vec<Field>,
 }
 
-fn schema(analyser: Analyser) -> (Schema, Fields) {
+fn schema(analyser: Analyser, filters: &[FilterField]) -> (Schema, Fields) {
     let mut builder = Schema::builder();
     let docno = builder.add_u64_field(DOCNO, FAST | INDEXED);
     let indexing = TextFieldIndexing::default()
@@ -73,20 +89,22 @@ fn schema(analyser: Analyser) -> (Schema, Fields) {
         .set_index_option(IndexRecordOption::WithFreqs)
         .set_fieldnorms(true);
     let body = builder.add_text_field(BODY, TextOptions::default().set_indexing_options(indexing));
-    (builder.build(), Fields { docno, body })
+    let fields = Fields {
+        docno,
+        body,
+        filters: filter::add_to_schema(&mut builder, filters),
+    };
+    (builder.build(), fields)
 }
 
 /// Opens the index that `directory` shows, or makes a new one there.
-fn open_index(
-    directory: &StoreDirectory,
-    spec: &AnalyserSpec,
-) -> Result<(Index, Fields, Analyser)> {
-    let analyser = Analyser::new(spec).map_err(|error| Error::UnsupportedFormat {
+fn open_index(directory: &StoreDirectory, spec: &IndexSpec) -> Result<(Index, Fields, Analyser)> {
+    let analyser = Analyser::new(&spec.analyser).map_err(|error| Error::UnsupportedFormat {
         file: directory.folder(),
         what: error.to_string(),
         known: format!("the analyser {UNICODE_V1} with the stemmer english or none"),
     })?;
-    let (schema, fields) = schema(analyser);
+    let (schema, fields) = schema(analyser, &spec.filters);
     guarded(directory, || {
         let boxed: Box<dyn tantivy::Directory> = Box::new(directory.clone());
         let index = if Index::exists(boxed.as_ref())? {
@@ -101,7 +119,7 @@ fn open_index(
         };
         if index.schema() != schema {
             return Err(TantivyError::SchemaError(
-                "the fields are not those of this analyser's indexes".to_owned(),
+                "its fields are not those of this analyser and these filters".to_owned(),
             ));
         }
         index
@@ -211,10 +229,10 @@ impl IndexReader {
         store: &Directory,
         generation: u64,
         files: &[IndexFile],
-        analyser: &AnalyserSpec,
+        spec: &IndexSpec,
     ) -> Result<Self> {
         let directory = StoreDirectory::new(store, Some(generation), files)?;
-        let (index, fields, analyser) = open_index(&directory, analyser)?;
+        let (index, fields, analyser) = open_index(&directory, spec)?;
         let searcher = guarded(&directory, || {
             let builder = index.reader_builder().reload_policy(ReloadPolicy::Manual);
             let reader: tantivy::IndexReader = builder.try_into()?;
@@ -229,21 +247,24 @@ impl IndexReader {
         })
     }
 
-    /// The best `k` documents for a text, best first; fewer if fewer live ones hold any of its terms.
+    /// The best `k` documents for a text, best first; fewer if fewer live ones that pass the filter hold
+    /// any of its terms. The filter leaves the scores as they are.
     pub fn search(
         &self,
         text: &str,
         k: usize,
+        filter: Option<&ResolvedFilter>,
         is_dead: &(dyn Fn(u64) -> bool + Sync),
     ) -> Result<Vec<(u64, f32)>> {
         let terms = query::question_terms(self.analyser, text);
         guarded(&self.directory, || {
-            query::top_k(&self.searcher, self.body, &terms, k, is_dead)
+            query::top_k(&self.searcher, self.body, &terms, k, filter, is_dead)
         })
     }
 
-    /// Compares every file with the checksum that Tantivy keeps in it.
+    /// Compares every block with its checksum, and every file with the one that Tantivy keeps in it.
     pub fn verify(&self) -> Result<()> {
+        self.directory.verify()?;
         let damaged = guarded(&self.directory, || self.index.validate_checksum())?;
         match damaged.into_iter().min() {
             Some(file) => {
@@ -333,15 +354,21 @@ impl std::fmt::Debug for IndexWriter {
 }
 
 impl IndexWriter {
+    /// A writer of an index that starts from nothing, whatever the store has now: the names of its files
+    /// are new, and a commit lists these alone.
+    pub fn fresh(store: &Directory, spec: &IndexSpec) -> Result<Self> {
+        Self::open(store, None, &[], spec)
+    }
+
     /// A writer on top of a previous generation, or of nothing.
     pub fn open(
         store: &Directory,
         previous_generation: Option<u64>,
         previous: &[IndexFile],
-        analyser: &AnalyserSpec,
+        spec: &IndexSpec,
     ) -> Result<Self> {
         let directory = StoreDirectory::new(store, previous_generation, previous)?;
-        let (index, fields, _) = open_index(&directory, analyser)?;
+        let (index, fields, _) = open_index(&directory, spec)?;
         Ok(Self {
             directory,
             index,
@@ -379,11 +406,18 @@ impl IndexWriter {
     }
 
     /// Stages one document.
-    pub fn add(&mut self, docno: u64, title: &str, text: &str) -> Result<()> {
+    pub fn add(
+        &mut self,
+        docno: u64,
+        title: &str,
+        text: &str,
+        filters: FilterValues,
+    ) -> Result<()> {
         let mut document = TantivyDocument::default();
         document.add_u64(self.fields.docno, docno);
         document.add_text(self.fields.body, title);
         document.add_text(self.fields.body, text);
+        filters.add_to(&self.fields.filters, &mut document);
         self.with_writer(|_, writer| writer.add_document(document).map(|_| ()))
     }
 

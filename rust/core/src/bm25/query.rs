@@ -17,6 +17,7 @@ use tantivy::{DocId, Searcher, SegmentReader, Term};
 
 use super::DOCNO;
 use super::analyser::Analyser;
+use super::filter::ResolvedFilter;
 
 /// A question is cut after this many distinct terms.
 pub const MAX_QUESTION_TERMS: usize = 1_024;
@@ -56,12 +57,13 @@ impl Ord for Score {
     }
 }
 
-/// The best `k` documents that are not dead, best first.
+/// The best `k` documents that pass the filter and are not dead, best first.
 pub(super) fn top_k(
     searcher: &Searcher,
     body: Field,
     terms: &[String],
     k: usize,
+    filter: Option<&ResolvedFilter>,
     is_dead: &(dyn Fn(u64) -> bool + Sync),
 ) -> tantivy::Result<Vec<(u64, f32)>> {
     let mut known: Vec<Term> = Vec::with_capacity(terms.len());
@@ -104,7 +106,7 @@ pub(super) fn top_k(
         failure: None,
     };
     for reader in segments {
-        search.segment(reader, union.as_ref(), is_dead)?;
+        search.segment(reader, union.as_ref(), filter, is_dead)?;
     }
     Ok(search
         .best
@@ -137,13 +139,21 @@ impl Search {
         &mut self,
         reader: &SegmentReader,
         union: &dyn Weight,
+        filter: Option<&ResolvedFilter>,
         is_dead: &(dyn Fn(u64) -> bool + Sync),
     ) -> tantivy::Result<()> {
+        let filter = match filter.map(|filter| filter.on(reader)).transpose()? {
+            Some(None) => return Ok(()),
+            other => other.flatten(),
+        };
         let docnos = reader.fast_fields().u64(DOCNO)?;
         let alive = reader.alive_bitset();
         let mut candidates: Vec<(DocId, u64)> = Vec::new();
         union.for_each_pruning(self.threshold(), reader, &mut |doc, score| {
             if alive.is_some_and(|alive| alive.is_deleted(doc)) {
+                return self.threshold();
+            }
+            if filter.as_ref().is_some_and(|filter| !filter.passes(doc)) {
                 return self.threshold();
             }
             let Some(docno) = docnos.first(doc).filter(|docno| !is_dead(*docno)) else {

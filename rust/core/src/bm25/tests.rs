@@ -1,14 +1,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::*;
 
 const NOTHING: &(dyn Fn(u64) -> bool + Sync) = &|_| false;
 
-fn spec() -> AnalyserSpec {
-    AnalyserSpec::default()
+fn spec() -> IndexSpec {
+    IndexSpec::default()
 }
 
 fn store(path: &Path) -> Directory {
@@ -25,7 +26,9 @@ fn commit(
     let before = (generation > 1).then(|| generation - 1);
     let mut writer = IndexWriter::open(&store(path), before, previous, &spec()).unwrap();
     for (docno, text) in docs {
-        writer.add(*docno, "", text).unwrap();
+        writer
+            .add(*docno, "", text, FilterValues::default())
+            .unwrap();
     }
     writer.commit(generation).unwrap()
 }
@@ -35,7 +38,7 @@ fn reader(path: &Path, generation: u64, files: &[IndexFile]) -> IndexReader {
 }
 
 fn found(reader: &IndexReader, text: &str) -> Vec<u64> {
-    let hits = reader.search(text, 10, NOTHING).unwrap();
+    let hits = reader.search(text, 10, None, NOTHING).unwrap();
     hits.into_iter().map(|(docno, _)| docno).collect()
 }
 
@@ -43,8 +46,17 @@ fn found(reader: &IndexReader, text: &str) -> Vec<u64> {
 fn add_commit_reopen_search() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = IndexWriter::open(&store(dir.path()), None, &[], &spec()).unwrap();
-    writer.add(7, "Darwin", "On the origin of species").unwrap();
-    writer.add(9, "Curie", "Radium and polonium").unwrap();
+    writer
+        .add(
+            7,
+            "Darwin",
+            "On the origin of species",
+            FilterValues::default(),
+        )
+        .unwrap();
+    writer
+        .add(9, "Curie", "Radium and polonium", FilterValues::default())
+        .unwrap();
     let files = writer.commit(1).unwrap();
     drop(writer);
 
@@ -85,8 +97,14 @@ fn hostile_questions_are_text() {
     assert_eq!(found(&reader, &"cats ".repeat(100_000)), [0]);
     let many: String = (0..5_000).map(|n| format!("w{n} ")).collect();
     assert_eq!(found(&reader, &format!("dogs {many}")), [0]);
-    assert_eq!(reader.search("cats", 0, NOTHING).unwrap(), []);
-    assert_eq!(reader.search("cats", usize::MAX, NOTHING).unwrap().len(), 1);
+    assert_eq!(reader.search("cats", 0, None, NOTHING).unwrap(), []);
+    assert_eq!(
+        reader
+            .search("cats", usize::MAX, None, NOTHING)
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -149,7 +167,9 @@ fn deletes_take_effect_with_their_generation_and_dead_ones_are_skipped() {
     let one = commit(dir.path(), 1, &[], &docs);
     let mut writer = IndexWriter::open(&store(dir.path()), Some(1), &one, &spec()).unwrap();
     writer.delete(0).unwrap();
-    writer.add(50, "", "same words").unwrap();
+    writer
+        .add(50, "", "same words", FilterValues::default())
+        .unwrap();
     writer.delete(50).unwrap();
     let two = writer.commit(2).unwrap();
     drop(writer);
@@ -158,7 +178,7 @@ fn deletes_take_effect_with_their_generation_and_dead_ones_are_skipped() {
     let new = reader(dir.path(), 2, &two);
     assert_eq!(found(&old, "words"), (0..10).collect::<Vec<u64>>());
     assert_eq!(found(&new, "words"), (1..11).collect::<Vec<u64>>());
-    let live = new.search("words", 10, &|docno| docno < 15).unwrap();
+    let live = new.search("words", 10, None, &|docno| docno < 15).unwrap();
     let live: Vec<u64> = live.into_iter().map(|(docno, _)| docno).collect();
     assert_eq!(live, [15, 16, 17, 18, 19]);
 }
@@ -184,7 +204,7 @@ fn a_reader_goes_on_while_the_writer_commits() {
             new.segments()
         );
         assert_eq!(
-            new.search("alpha", 100, NOTHING).unwrap().len() as u64,
+            new.search("alpha", 100, None, NOTHING).unwrap().len() as u64,
             generation
         );
     }
@@ -240,10 +260,10 @@ fn ranking_does_not_depend_on_the_segments() {
         "ash birch cedar elm fir holly larch oak",
     ] {
         for k in [1, 3, 10, 50, 600] {
-            let expected = one.search(question, k, NOTHING).unwrap();
+            let expected = one.search(question, k, None, NOTHING).unwrap();
             assert_eq!(
                 expected,
-                many.search(question, k, NOTHING).unwrap(),
+                many.search(question, k, None, NOTHING).unwrap(),
                 "{question} {k}"
             );
             let ordered = |pair: &[(u64, f32)]| {
@@ -252,7 +272,7 @@ fn ranking_does_not_depend_on_the_segments() {
             assert!(expected.windows(2).all(ordered));
             assert_eq!(
                 expected,
-                one.search(question, 600, NOTHING)
+                one.search(question, 600, None, NOTHING)
                     .unwrap()
                     .into_iter()
                     .take(k)
@@ -268,10 +288,15 @@ fn more_equals_than_fit_at_once_are_ordered_by_docno() {
     let docs: Vec<(u64, &str)> = (0..10_000).rev().map(|docno| (docno, "one two")).collect();
     let files = commit(dir.path(), 1, &[], &docs);
     let reader = reader(dir.path(), 1, &files);
-    let hits = reader.search("two one", 3, &|docno| docno == 1).unwrap();
+    let hits = reader
+        .search("two one", 3, None, &|docno| docno == 1)
+        .unwrap();
     let docnos: Vec<u64> = hits.iter().map(|hit| hit.0).collect();
     assert_eq!(docnos, [0, 2, 3]);
-    assert_eq!(reader.search("two", 20_000, NOTHING).unwrap().len(), 10_000);
+    assert_eq!(
+        reader.search("two", 20_000, None, NOTHING).unwrap().len(),
+        10_000
+    );
 }
 
 #[test]
@@ -296,7 +321,9 @@ fn discarding_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let files = commit(dir.path(), 1, &[], &[(0, "kept")]);
     let mut writer = IndexWriter::open(&store(dir.path()), Some(1), &files, &spec()).unwrap();
-    writer.add(1, "", "dropped").unwrap();
+    writer
+        .add(1, "", "dropped", FilterValues::default())
+        .unwrap();
     writer.delete(0).unwrap();
     writer.discard();
     assert_eq!(
@@ -346,7 +373,7 @@ fn damage_is_an_error_and_never_a_panic() {
 
     let attempt = |files: &[IndexFile]| -> Result<()> {
         let reader = IndexReader::open(&store(dir.path()), 2, files, &spec())?;
-        reader.search("river stone", 3, NOTHING)?;
+        reader.search("river stone", 3, None, NOTHING)?;
         reader.verify()
     };
     attempt(&files).unwrap();
@@ -363,15 +390,18 @@ fn damage_is_an_error_and_never_a_panic() {
     for file in &files {
         let path = dir.path().join(&file.name);
         let whole = fs::read(&path).unwrap();
-        for length in 0..whole.len() {
-            fs::write(&path, &whole[..length]).unwrap();
+        let place = fs::File::options().write(true).open(&path).unwrap();
+        for length in (0..whole.len()).rev() {
+            place.set_len(length as u64).unwrap();
             typed(attempt(&files), &format!("{} cut to {length}", file.name));
         }
-        for at in 0..whole.len() {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 0x41;
-            fs::write(&path, &bytes).unwrap();
+        // One byte in place: a file system may flush what is written anew.
+        fs::write(&path, &whole).unwrap();
+        let place = fs::File::options().write(true).open(&path).unwrap();
+        for (at, byte) in whole.iter().enumerate() {
+            place.write_all_at(&[byte ^ 0x41], at as u64).unwrap();
             typed(attempt(&files), &format!("{} altered at {at}", file.name));
+            place.write_all_at(&[*byte], at as u64).unwrap();
         }
         fs::remove_file(&path).unwrap();
         typed(attempt(&files), &format!("{} missing", file.name));
@@ -414,16 +444,107 @@ fn names_outside_the_folder_are_refused() {
 fn another_analyser_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let files = commit(dir.path(), 1, &[], &[(0, "x")]);
-    let other = AnalyserSpec {
-        name: "unicode-v9".into(),
-        stemmer: None,
-    };
-    let error = IndexReader::open(&store(dir.path()), 1, &files, &other).unwrap_err();
-    assert!(matches!(error, Error::UnsupportedFormat { .. }), "{error}");
-    let stemmed = AnalyserSpec {
-        stemmer: Some("english".into()),
+    let with = |name: &str, stemmer: Option<&str>| IndexSpec {
+        analyser: AnalyserSpec {
+            name: name.into(),
+            stemmer: stemmer.map(Into::into),
+        },
         ..spec()
     };
+    let other = with("unicode-v9", None);
+    let error = IndexReader::open(&store(dir.path()), 1, &files, &other).unwrap_err();
+    assert!(matches!(error, Error::UnsupportedFormat { .. }), "{error}");
+    let stemmed = with(UNICODE_V1, Some("english"));
     let error = IndexReader::open(&store(dir.path()), 1, &files, &stemmed).unwrap_err();
     assert!(matches!(error, Error::CorruptIndex { .. }), "{error}");
+}
+
+/// A segment file whose footer names another version of the format, with checksums that are right.
+fn of_format(path: &Path, files: &[IndexFile], version: &str) -> Vec<IndexFile> {
+    let mut files = files.to_vec();
+    let file = files
+        .iter_mut()
+        .find(|f| f.name.ends_with(".term"))
+        .unwrap();
+    let place = path.join(&file.name);
+    let whole = fs::read(&place).unwrap();
+    let content = &whole[..whole.len() - 8 - 16];
+    let text = b"\"index_format_version\":7";
+    let at = content.windows(text.len()).position(|w| w == text).unwrap() + text.len() - 1;
+    let mut other = content.to_vec();
+    other.splice(at..=at, version.bytes());
+    let grown = (version.len() - 1) as u32;
+    let length_at = other.len() - 8; // of the footer, before its magic
+    let length = u32::from_le_bytes(other[length_at..length_at + 4].try_into().unwrap()) + grown;
+    other[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
+    let mut trailer = checked::TrailerWriter::default();
+    trailer.write(&other);
+    other.extend(trailer.finish());
+    file.length = other.len() as u64;
+    file.blake3 = *blake3::hash(&other).as_bytes();
+    fs::write(place, other).unwrap();
+    files
+}
+
+#[test]
+fn an_index_of_another_tantivy_is_told_at_the_first_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = commit(dir.path(), 1, &[], &[(0, "x")]);
+    let lazy = |files: &[IndexFile]| LazyIndex::new(&store(dir.path()), 1, files.to_vec(), spec());
+
+    let old = lazy(&of_format(dir.path(), &files, "3"));
+    for _ in 0..2 {
+        let error = old.get().unwrap_err();
+        assert!(matches!(error, Error::IndexTooOld { .. }), "{error:?}");
+        assert!(error.to_string().contains("`polyprag reindex`"), "{error}");
+        assert!(error.to_string().contains("index_format v3"), "{error}");
+    }
+
+    let path = tempfile::tempdir().unwrap();
+    let files = commit(path.path(), 1, &[], &[(0, "x")]);
+    let new = of_format(path.path(), &files, "12");
+    let error = IndexReader::open(&store(path.path()), 1, &new, &spec()).unwrap_err();
+    assert!(
+        matches!(error, Error::UnsupportedFormat { .. }),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("newer polyprag"), "{error}");
+}
+
+#[test]
+fn a_fresh_index_is_made_beside_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = commit(dir.path(), 1, &[], &[(0, "old words"), (1, "stay")]);
+    let old = reader(dir.path(), 1, &one);
+    // Damage, or another version, is nothing to it.
+    let segment = one.iter().find(|f| f.name.ends_with(".idx")).unwrap();
+    fs::remove_file(dir.path().join(&segment.name)).unwrap();
+
+    let mut writer = IndexWriter::fresh(&store(dir.path()), &spec()).unwrap();
+    writer
+        .add(1, "", "new words", FilterValues::default())
+        .unwrap();
+    let two = writer.commit(2).unwrap();
+    drop(writer);
+    let new = reader(dir.path(), 2, &two);
+    new.verify().unwrap();
+    assert_eq!(found(&new, "old new words stay"), [1]);
+    assert_eq!(found(&old, "old new words stay"), [0, 1]);
+    for file in &one {
+        assert!(!two.iter().any(|f| f.name == file.name), "{}", file.name);
+        let is_there = dir.path().join(&file.name).exists();
+        assert!(
+            is_there || file.name == segment.name,
+            "{} is the collector's",
+            file.name
+        );
+    }
+
+    let mut writer = IndexWriter::fresh(&store(dir.path()), &spec()).unwrap();
+    writer
+        .add(5, "", "dropped", FilterValues::default())
+        .unwrap();
+    writer.discard();
+    let left = fs::read_dir(dir.path().join("bm25")).unwrap().count();
+    assert_eq!(left, one.len() - 1 + two.len());
 }

@@ -45,6 +45,7 @@ pub fn spec(codec: &str) -> StoreSpec {
             name: "unicode-v1".into(),
             stemmer: None,
         },
+        filters: Vec::new(),
         base_model: serde_json::Map::new(),
         recipe: serde_json::Map::new(),
     }

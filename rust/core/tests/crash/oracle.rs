@@ -103,7 +103,7 @@ pub fn check(store: &Store, state: &State, codec: &str, versions: usize) -> Chec
         .map(|(id, v)| (v.number, id))
         .collect();
     let hits = |question: &str| -> Result<BTreeSet<DocumentId>, String> {
-        let hits = store.search(question, 10_000).map_err(told)?;
+        let hits = store.search(question, 10_000, None).map_err(told)?;
         Ok(hits.into_iter().map(|hit| hit.id).collect())
     };
     let all = by_version.values().map(|id| id.as_str().into()).collect();

@@ -1,0 +1,64 @@
+//! The index of a generation, opened by its first search.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::directory::as_index_error;
+use super::{IndexFile, IndexReader, IndexSpec};
+use crate::error::{Error, Result};
+use crate::files::Directory;
+
+/// Opening reads the dictionaries and the lengths of all documents, so it is left to the first search.
+/// What is wrong with the index takes only searching with it.
+#[derive(Debug)]
+pub struct LazyIndex {
+    store: Directory,
+    generation: u64,
+    files: Vec<IndexFile>,
+    spec: IndexSpec,
+    open: OnceLock<IndexReader>,
+    /// Held while it is being opened; why it never can be.
+    broken: Mutex<Option<Error>>,
+}
+
+impl LazyIndex {
+    /// Compares the lengths of the files and reads nothing.
+    pub fn new(store: &Directory, generation: u64, files: Vec<IndexFile>, spec: IndexSpec) -> Self {
+        let mut files_of = files.iter();
+        let compared = files_of.try_for_each(|file| {
+            let part = store.open_part(&file.name, file.length);
+            part.map(drop).map_err(as_index_error)
+        });
+        Self {
+            store: store.clone(),
+            generation,
+            spec,
+            open: OnceLock::new(),
+            broken: Mutex::new(compared.err()),
+            files,
+        }
+    }
+
+    pub fn get(&self) -> Result<&IndexReader> {
+        if let Some(open) = self.open.get() {
+            return Ok(open);
+        }
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = &*broken {
+            return Err(error.clone());
+        }
+        // Another thread may have opened it while this one waited.
+        if let Some(open) = self.open.get() {
+            return Ok(open);
+        }
+        match IndexReader::open(&self.store, self.generation, &self.files, &self.spec) {
+            Ok(reader) => Ok(self.open.get_or_init(|| reader)),
+            Err(error) => {
+                // What the operating system refuses now, such as one more open file, it may grant later.
+                if error.io_kind().is_none() {
+                    *broken = Some(error.clone());
+                }
+                Err(error)
+            }
+        }
+    }
+}
