@@ -58,7 +58,7 @@ def test_a_store_without_filters_names_none(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "s")
     assert store.spec.filters == {}
     assert store.search("alike", filter={}) == []
-    with pytest.raises(errors.InvalidInput, match="'?lang.* which are: none"):
+    with pytest.raises(errors.InvalidInput, match="which are: none"):
         store.search("alike", filter={"lang": "en"})
 
 
