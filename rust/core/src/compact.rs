@@ -122,7 +122,7 @@ impl Compaction<'_> {
         for group in base.ids.chunk_by(|a, b| near(a.end(), b.first())) {
             let alive = group
                 .iter()
-                .any(|segment| (segment.first()..segment.end()).any(|d| base.is_alive(d)));
+                .any(|segment| segment.docnos().any(|d| base.is_alive(d)));
             if !alive {
                 continue;
             }

@@ -105,8 +105,8 @@ impl Generation {
         ] {
             check_ranges(&path, what, &ranges, end)?;
         }
-        // Every docno that was given out has an id, so these three numbers tell of each other.
-        let given: u64 = ids.iter().map(|s| s.end() - s.first()).sum();
+        // Every docno has an id until it is dead and left out, so these three numbers tell of each other.
+        let given: u64 = ids.iter().map(IdSegment::rows).sum();
         let alive = given.checked_sub(dead.docnos().len());
         if alive != Some(manifest.documents) {
             let expected = format!("{given} ids less {} dead", dead.docnos().len());
@@ -201,7 +201,7 @@ impl Generation {
     pub fn living(&self) -> impl Iterator<Item = u64> + '_ {
         self.ids
             .iter()
-            .flat_map(|segment| segment.first()..segment.end())
+            .flat_map(IdSegment::docnos)
             .filter(|docno| self.is_alive(*docno))
     }
 
@@ -210,12 +210,13 @@ impl Generation {
         in_range(&self.routes, docno, RouteSegment::first)
     }
 
-    /// Where the next segment of ids after this docno begins.
-    pub fn next_id_segment(&self, docno: u64) -> Option<u64> {
+    /// The next docno above this one that a segment of ids covers.
+    pub fn next_covered(&self, docno: u64) -> Option<u64> {
+        let next = docno.checked_add(1)?;
         self.ids
             .iter()
-            .map(IdSegment::first)
-            .find(|first| *first > docno)
+            .find(|segment| segment.end() > next)
+            .map(|segment| segment.first().max(next))
     }
 
     pub fn contents(&self, docno: u64, last: &mut LastBlock) -> Result<Contents> {

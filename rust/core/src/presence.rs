@@ -79,6 +79,43 @@ impl Presence {
         }
     }
 
+    /// The i of the docno `first + i` that has this row.
+    pub fn select(&self, frame: &Frame, row: u64) -> Result<u64> {
+        if self.rows == self.count && row < self.count {
+            return Ok(row);
+        }
+        let select = || -> Option<u64> {
+            // The last block with no more rows before it than this one has.
+            let (mut low, mut high) = (0, self.blocks());
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match self.rank_before(frame, middle)? <= row {
+                    true => low = middle + 1,
+                    false => high = middle,
+                }
+            }
+            let block = low.checked_sub(1)?;
+            let mut left = row.checked_sub(self.rank_before(frame, block)?)?;
+            for i in block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS {
+                let mut word = self.word(frame, i)?;
+                let ones = u64::from(word.count_ones());
+                if left >= ones {
+                    left -= ones;
+                    continue;
+                }
+                for _ in 0..left {
+                    word &= word.wrapping_sub(1);
+                }
+                return Some(i * 64 + u64::from(word.trailing_zeros()));
+            }
+            None
+        };
+        select().filter(|i| *i < self.count).ok_or_else(|| {
+            let expected = format!("a docno for row {row}");
+            frame.corrupt("rank directory", expected, "none")
+        })
+    }
+
     /// That bitmap, directory and number of rows agree.
     pub fn verify(&self, frame: &Frame) -> Result<()> {
         let mut rows = 0u64;

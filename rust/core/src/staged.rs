@@ -206,7 +206,7 @@ impl Staged {
         contents: &Contents,
     ) -> Result<()> {
         let docno = self.next;
-        self.ids.chunk.push(id);
+        self.ids.chunk.push(id)?;
         self.ids.by_id.insert(id.clone(), docno);
         self.next += 1;
         self.ids.resolved = self.next;
@@ -235,7 +235,7 @@ impl Staged {
         self.set_policy(policy);
         let first = self.next;
         for id in ids {
-            self.ids.chunk.push(id);
+            self.ids.chunk.push(id)?;
         }
         self.next += ids.len() as u64;
         self.push_rows(dir, codec, first, rows)?;
@@ -257,7 +257,7 @@ impl Staged {
     ) -> Result<()> {
         self.set_policy(policy);
         let docno = self.next;
-        self.ids.chunk.push(id);
+        self.ids.chunk.push(id)?;
         self.next += 1;
         match record {
             Some(record) => {
@@ -355,7 +355,7 @@ impl Staged {
     /// Sorts and writes the newest ids.
     fn end_chunk(&mut self, dir: &Directory) -> Result<()> {
         let ids = &mut self.ids;
-        if ids.chunk.len() == 0 {
+        if ids.chunk.is_empty() {
             return Ok(());
         }
         let chunk = std::mem::replace(&mut ids.chunk, IdsChunk::new(ids.id_type));

@@ -441,9 +441,9 @@ impl Iterator for Ids {
             }
             match self.generation.id_of(docno) {
                 Ok(Some(id)) => return Some(Ok(id)),
-                // A gap between segments, which a hostile manifest could make very long.
-                Ok(None) => match self.generation.next_id_segment(docno) {
-                    Some(first) => self.next = first,
+                // A gap between segments, which a hostile manifest could make very long, is skipped.
+                Ok(None) => match self.generation.next_covered(docno) {
+                    Some(next) => self.next = next,
                     None => self.next = u64::MAX,
                 },
                 Err(e) => {

@@ -102,7 +102,7 @@ fn check_documents(generation: &Generation, manifest: &Manifest) -> Result<()> {
     let file = generation.dir.path_of(&generation.current().manifest);
     let (mut documents, mut unrouted) = (0u64, 0u64);
     for segment in &generation.ids {
-        for docno in (segment.first()..segment.end()).filter(|d| generation.is_alive(*d)) {
+        for docno in segment.docnos().filter(|d| generation.is_alive(*d)) {
             documents += 1;
             unrouted += u64::from(!generation.is_routed(docno)?);
             if let Some(id) = segment.id(docno)?
@@ -128,7 +128,7 @@ fn check_documents(generation: &Generation, manifest: &Manifest) -> Result<()> {
         }
     }
     // A route without an id would belong to nobody: dead or alive, every docno has had one.
-    let ids: u64 = generation.ids.iter().map(|s| s.end() - s.first()).sum();
+    let ids: u64 = generation.ids.iter().map(|s| s.rows()).sum();
     let covered = generation.routes.iter().all(|r| {
         generation
             .ids
