@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::experts::Experts;
 use crate::files::{Directory, Mapped};
 use crate::manifest::{Current, Hash, Manifest, Part, Pinned, role};
-use crate::routes::{Codec, Decoder, Keeps, RouteSegment, Scales};
+use crate::routes::{Codec, Decoder, Keeps, RouteSegment, Scales, route_weights};
 use crate::spec::{IdType, StoreSpec};
 
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Generation {
     pub fn from_pinned(dir: &Directory, pinned: Pinned, index: Index) -> Result<Self> {
         let manifest = &pinned.manifest;
         let spec = Arc::new(manifest.spec.clone());
-        let codec: Arc<dyn Codec> = spec.codec.build(spec.logits()).into();
+        let codec: Arc<dyn Codec> = spec.build_codec().into();
         let map = |part: &Part| dir.map(&part.file, part.length);
         let only = |role| manifest.of_role(role).next();
         let missing = |role: &str| {
@@ -241,24 +241,63 @@ impl Generation {
         }
     }
 
-    /// The logits of a document. `code` is room for a row of a codec that keeps codes.
-    pub fn read_logits(&self, id: &DocumentId, code: &mut [f32], logits: &mut [f32]) -> Result<()> {
-        let docno = self.docno(id)?;
-        let unrouted = || Error::Unrouted { id: id.to_string() };
+    /// The docnos of documents, each of which must be there.
+    pub fn docnos(&self, ids: &[DocumentId]) -> Result<Vec<u64>> {
+        ids.iter().map(|id| self.docno(id)).collect()
+    }
+
+    /// The rows of documents as their codec keeps them, one after the other; each must have one.
+    pub fn rows(&self, docnos: &[u64]) -> Result<Vec<f32>> {
+        let columns = self.codec.columns();
+        let mut rows = room(docnos.len(), columns)?;
+        for (docno, row) in docnos.iter().zip(rows.chunks_exact_mut(columns.max(1))) {
+            if !self.read_row(*docno, row)? {
+                let id = self.id_of(*docno)?;
+                let id = id.map_or_else(|| format!("of docno {docno}"), |id| id.to_string());
+                return Err(Error::Unrouted { id });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The logits of documents, one after the other.
+    pub fn logits(&self, docnos: &[u64]) -> Result<Vec<f32>> {
         match (self.codec.keeps(), &self.decoder) {
-            (Keeps::Logits, _) => match self.read_row(docno, logits)? {
-                true => Ok(()),
-                false => Err(unrouted()),
-            },
-            (Keeps::Code, Some(decoder)) => match self.read_row(docno, code)? {
-                true => decoder.decode(code, logits),
-                false => Err(unrouted()),
-            },
+            (Keeps::Logits, _) => self.rows(docnos),
+            (Keeps::Weights, _) => Err(Error::invalid(format!(
+                "kind \"z\": the codec of this store, {}, keeps weights, from which no logits can be had",
+                self.spec.codec
+            ))),
+            (Keeps::Code, Some(decoder)) => {
+                let codes = self.rows(docnos)?;
+                let mut logits = room(docnos.len(), self.spec.logits())?;
+                decoder.decode(&codes, &mut logits)?;
+                Ok(logits)
+            }
             (Keeps::Code, None) => {
                 let file = self.dir.path_of(&self.current().manifest);
                 Err(Error::corrupt(file, "parts", "a decoder", "none"))
             }
         }
+    }
+
+    /// The weights of documents, one after the other.
+    pub fn weights(&self, docnos: &[u64]) -> Result<Vec<f32>> {
+        if self.codec.keeps() == Keeps::Weights {
+            return self.rows(docnos);
+        }
+        let mut rows = self.logits(docnos)?;
+        let (spec, experts) = (&self.spec, self.spec.experts as usize);
+        route_weights(spec.phi, spec.top_k, experts, &mut rows);
+        Ok(rows)
+    }
+}
+
+/// Room for `n` rows.
+fn room(n: usize, columns: usize) -> Result<Vec<f32>> {
+    match n.checked_mul(columns) {
+        Some(numbers) => Ok(vec![0.0; numbers]),
+        None => Err(Error::invalid(format!("{n} routes do not fit into memory"))),
     }
 }
 

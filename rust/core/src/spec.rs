@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::bm25::{AnalyserSpec, FilterField, IndexSpec};
 use crate::error::{Error, Result};
-use crate::routes::{CodecName, Phi};
+use crate::routes::{Codec, CodecName, Phi};
 
 /// The longest name of a module and the longest id, in bytes.
 pub const MAX_NAME: usize = 512;
@@ -118,6 +118,10 @@ impl StoreSpec {
         }
     }
 
+    pub fn build_codec(&self) -> Box<dyn Codec> {
+        self.codec.build(self.groups(), self.experts as usize)
+    }
+
     /// Bytes of one LoRA of this rank over all modules, `width` bytes a number.
     pub fn lora_bytes(&self, width: u64) -> u64 {
         self.modules
@@ -160,6 +164,14 @@ impl StoreSpec {
         if let Some(k) = self.top_k {
             check((1..=self.experts).contains(&k), &|| {
                 format!("top_k: expected 1 to {} (experts), got {k}", self.experts)
+            })?;
+        }
+        if let CodecName::Sparse(k) = self.codec {
+            check(k <= self.experts, &|| {
+                let (codec, experts) = (self.codec, self.experts);
+                format!(
+                    "codec {codec}: a group has {experts} weights (experts) and cannot keep {k}"
+                )
             })?;
         }
         check(self.analyser.name == ANALYSER, &|| {

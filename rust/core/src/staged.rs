@@ -507,21 +507,22 @@ impl StagedRoutes {
         rows: &[f32],
     ) -> Result<()> {
         let columns = codec.columns().max(1);
-        if codec.scaled() {
+        if let Some(levels) = codec.levels() {
             let mut range = ColumnRange::new(columns);
             rows.chunks_exact(columns).for_each(|row| range.extend(row));
             let held = self.scales.as_ref().map(|(_, values)| values);
-            if !held.is_some_and(|values| values.covers(&range)) {
-                let values = ScaleValues::widen(held, &range);
+            if !held.is_some_and(|values| values.covers(levels, &range)) {
+                let values = ScaleValues::widen(levels, held, &range);
                 self.use_scales(dir, names, &values)?;
             }
         }
         let mut records = std::mem::take(&mut self.records);
         records.clear();
-        let scales = self
-            .scales
-            .as_ref()
-            .map_or(&[][..], |(_, values)| values.as_slice());
+        let scales = match codec.scaled() {
+            true => self.scales.as_ref().map(|(_, values)| values),
+            false => None,
+        };
+        let scales = scales.unwrap_or(ScaleValues::none());
         for row in rows.chunks_exact(columns) {
             codec.encode(row, scales, &mut records);
         }

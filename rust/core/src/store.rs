@@ -17,7 +17,7 @@ use crate::info::{self, StoreInfo};
 use crate::manifest::{CURRENT, Current};
 use crate::new_folder::parent_of;
 use crate::parallel::in_parallel;
-use crate::routes::{DecoderInput, Keeps, route_weights};
+use crate::routes::{DecoderInput, Keeps};
 use crate::spec::StoreSpec;
 use crate::tensors::{Tensor, TensorView};
 use crate::verify::{self, VerifyReport};
@@ -37,6 +37,9 @@ pub struct Hit {
     pub score: f32,
     pub docno: u64,
 }
+
+/// How many routes are decoded at once to be combined.
+const BATCH: usize = 256;
 
 /// What is asked of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,33 +178,27 @@ impl Store {
     pub fn routes(&self, ids: &[DocumentId], kind: Kind) -> Result<RouteArray> {
         let generation = self.current()?;
         let spec = &generation.spec;
-        let columns = generation.codec.columns();
+        let docnos = generation.docnos(ids)?;
         if kind == Kind::Code {
-            if generation.codec.keeps() != Keeps::Code {
+            let keeps = generation.codec.keeps();
+            if keeps != Keeps::Code {
                 return Err(Error::invalid(format!(
-                    "kind \"code\": the codec of this store, {}, keeps logits and no code",
+                    "kind \"code\": the codec of this store, {}, keeps {keeps} and no code",
                     spec.codec
                 )));
             }
-            let data = gather(ids, columns, |id, row| {
-                match generation.read_row(generation.docno(id)?, row)? {
-                    true => Ok(()),
-                    false => Err(Error::Unrouted { id: id.to_string() }),
-                }
-            })?;
-            let shape = vec![ids.len(), columns];
-            return Ok(RouteArray { shape, data });
+            return Ok(RouteArray {
+                shape: vec![ids.len(), generation.codec.columns()],
+                data: generation.rows(&docnos)?,
+            });
         }
-        let mut code = vec![0.0; columns];
-        let data = gather(ids, spec.logits(), |id, row| {
-            generation.read_logits(id, &mut code, row)?;
-            if kind == Kind::Weights {
-                route_weights(spec.phi, spec.top_k, spec.experts as usize, row);
-            }
-            Ok(())
-        })?;
-        let shape = vec![ids.len(), spec.groups(), spec.experts as usize];
-        Ok(RouteArray { shape, data })
+        Ok(RouteArray {
+            shape: vec![ids.len(), spec.groups(), spec.experts as usize],
+            data: match kind {
+                Kind::Weights => generation.weights(&docnos)?,
+                _ => generation.logits(&docnos)?,
+            },
+        })
     }
 
     /// The records as the codec keeps them, [n, width]: the bytes, and the width.
@@ -245,14 +242,14 @@ impl Store {
         }
         let generation = self.current()?;
         let spec = &generation.spec;
-        let mut code = vec![0.0; generation.codec.columns()];
-        let mut row = vec![0.0; spec.logits()];
+        let docnos = generation.docnos(ids)?;
         let mut sum = vec![0.0f64; spec.logits()];
-        for (id, a) in ids.iter().zip(weights) {
-            generation.read_logits(id, &mut code, &mut row)?;
-            route_weights(spec.phi, spec.top_k, spec.experts as usize, &mut row);
-            for (sum, w) in sum.iter_mut().zip(&row) {
-                *sum += a * f64::from(*w);
+        for (docnos, weights) in docnos.chunks(BATCH).zip(weights.chunks(BATCH)) {
+            let rows = generation.weights(docnos)?;
+            for (row, a) in rows.chunks_exact(spec.logits().max(1)).zip(weights) {
+                for (sum, w) in sum.iter_mut().zip(row) {
+                    *sum += a * f64::from(*w);
+                }
             }
         }
         Ok(RouteArray {
@@ -361,22 +358,6 @@ impl Store {
     pub fn is_closed(&self) -> bool {
         self.generation.load().is_none()
     }
-}
-
-fn gather(
-    ids: &[DocumentId],
-    width: usize,
-    mut read: impl FnMut(&DocumentId, &mut [f32]) -> Result<()>,
-) -> Result<Vec<f32>> {
-    let total = ids
-        .len()
-        .checked_mul(width)
-        .ok_or_else(|| Error::invalid(format!("{} routes do not fit into memory", ids.len())))?;
-    let mut data = vec![0.0; total];
-    for (id, row) in ids.iter().zip(data.chunks_exact_mut(width.max(1))) {
-        read(id, row)?;
-    }
-    Ok(data)
 }
 
 /// What all the questions of one call share.

@@ -111,7 +111,7 @@ impl Writer {
         let file = format!("{}-{:08}.safetensors", role::EXPERTS, 1);
         let digest = Experts::write(&dir, &file, experts, &spec)?;
         let mut parts = vec![Part::new(role::EXPERTS, file, digest)];
-        let codec: Arc<dyn Codec> = spec.codec.build(spec.logits()).into();
+        let codec: Arc<dyn Codec> = spec.build_codec().into();
         let mut decoder_hash = None;
         if let Some(decoder) = decoder {
             let file = format!("{}-{:08}.safetensors", role::DECODER, 1);
@@ -381,8 +381,8 @@ impl Session {
 
     fn check_shape(&self, routes: RouteRows<'_>, n: usize) -> Result<()> {
         let expected = match self.codec.keeps() {
-            Keeps::Logits => vec![n, self.spec.groups(), self.spec.experts as usize],
             Keeps::Code => vec![n, self.codec.columns()],
+            _ => vec![n, self.spec.groups(), self.spec.experts as usize],
         };
         let numbers = expected
             .iter()
@@ -408,18 +408,12 @@ impl Session {
     }
 
     fn check_row(&self, id: &DocumentId, row: &[f32]) -> Result<()> {
-        let limit = self.codec.limit();
-        match row
-            .iter()
-            .enumerate()
-            .find(|(_, x)| !x.is_finite() || x.abs() > limit)
-        {
-            None => Ok(()),
-            Some((column, x)) => Err(Error::invalid(format!(
-                "route of document {id}: number {column} is {x}, and codec {} keeps finite numbers up to {limit:e}",
-                self.spec.codec
-            ))),
-        }
+        self.codec.check(row).map_err(|reason| {
+            let codec = self.spec.codec;
+            Error::invalid(format!(
+                "route of document {id}, for codec {codec}: {reason}"
+            ))
+        })
     }
 
     /// The document with this id as it would be after a commit.

@@ -266,7 +266,7 @@ fn a_store_from_the_future_is_refused_by_name() {
         "time-travel",
     );
     unsupported(&|m| m["encoding"] = "lora".into(), "lora");
-    unsupported(&|m| m["spec"]["codec"] = "q4".into(), "q4");
+    unsupported(&|m| m["spec"]["codec"] = "q3".into(), "q3");
     unsupported(
         &|m| m["spec"]["analyser"]["name"] = "unicode-v2".into(),
         "unicode-v2",

@@ -259,14 +259,13 @@ fn scales_are_shared_until_a_route_outgrows_them() {
     let path = tmp.path().join("s");
     let mut writer = create(&path, spec("q8"));
     let mut put = |name: &str, size: f32| {
-        let data = vec![size; LOGITS];
+        let data = [[size; LOGITS], [-size; LOGITS]].concat();
         let rows = RouteRows {
-            shape: &[1, GROUPS, EXPERTS],
+            shape: &[2, GROUPS, EXPERTS],
             data: &data,
         };
-        writer
-            .add_arrays(&[id(name)], rows, OnDuplicate::Error)
-            .unwrap();
+        let both = [id(name), id(&format!("-{name}"))];
+        writer.add_arrays(&both, rows, OnDuplicate::Error).unwrap();
         writer.commit().unwrap();
         let info = Store::open(&path).unwrap().info().unwrap();
         info.parts
@@ -283,10 +282,11 @@ fn scales_are_shared_until_a_route_outgrows_them() {
     let z = store
         .routes(&ids(&["a", "b", "c", "d"]), Kind::Logits)
         .unwrap();
+    // Half a level: of 127 in 2, then of 127 in 50 and an eighth.
     for (row, (put, bound)) in
         z.data
             .chunks(LOGITS)
-            .zip([(2.0, 0.008), (-1.0, 0.008), (50.0, 0.2), (3.0, 0.2)])
+            .zip([(2.0, 0.0079), (-1.0, 0.0079), (50.0, 0.222), (3.0, 0.222)])
     {
         assert!(
             row.iter().all(|x: &f32| (x - put).abs() <= bound),
@@ -357,9 +357,9 @@ fn what_does_not_fit_the_spec_is_refused_at_creation() {
     let error = Store::create(&path, spec("f32"), &tensors(&broken), None).unwrap_err();
     assert!(error.to_string().contains("NaN"));
     for codec in [
-        "code(64,int4)",
-        "sparse(4)",
-        "q4",
+        "code(64,int8)",
+        "sparse(0)",
+        "q3",
         "code(0)",
         "code(064)",
         "",
@@ -368,7 +368,10 @@ fn what_does_not_fit_the_spec_is_refused_at_creation() {
             .parse::<polyprag_core::CodecName>()
             .unwrap_err()
             .to_string();
-        assert!(error.contains("f32, f16, q8, code(d)"), "{error}");
+        assert!(
+            error.contains("f32, f16, q8, q4, q2, q1, code(d), code(d,int4), sparse(k)"),
+            "{error}"
+        );
     }
     assert_eq!(
         std::fs::read_dir(tmp.path()).unwrap().count(),

@@ -100,6 +100,13 @@ fn combined_routes_are_those_of_the_fixture() {
             shape: &[n, d],
             data: &codes,
         };
+        // With this row, every column reaches from -127 to 127, and a level is 1.
+        let ends = RouteRows {
+            shape: &[1, d],
+            data: &vec![-127.0; d],
+        };
+        let end = [id("ends")];
+        writer.add_arrays(&end, ends, OnDuplicate::Error).unwrap();
         writer.add_arrays(&ids, rows, OnDuplicate::Error).unwrap();
         writer.commit().unwrap();
 

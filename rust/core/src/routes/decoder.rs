@@ -74,20 +74,24 @@ impl Decoder {
         Some((self.file.get(V)?.clone(), self.file.get(B)?.clone()))
     }
 
-    /// The logits of one code. Sums are taken in f64: a decoder may have thousands of columns.
-    pub fn decode(&self, code: &[f32], logits: &mut [f32]) -> Result<()> {
-        if code.len() != self.columns || logits.len() != self.b.len() {
+    /// The logits of codes, row after row. Sums are taken in f64: a decoder may have thousands of columns.
+    pub fn decode(&self, codes: &[f32], logits: &mut [f32]) -> Result<()> {
+        let n = codes.len() / self.columns.max(1);
+        if codes.len() != n * self.columns || n.checked_mul(self.b.len()) != Some(logits.len()) {
             return Err(Error::invalid(format!(
-                "decoder: expected a code of {} and room for {} logits, got {} and {}",
+                "decoder: expected codes of {} and room for {} logits each, got {} and {}",
                 self.columns,
                 self.b.len(),
-                code.len(),
+                codes.len(),
                 logits.len()
             )));
         }
-        let rows = self.v.chunks_exact(self.columns.max(1));
-        for ((z, row), b) in logits.iter_mut().zip(rows).zip(&self.b) {
-            *z = (dot(row, code) + f64::from(*b)) as f32;
+        let rows = logits.chunks_exact_mut(self.b.len().max(1));
+        for (code, logits) in codes.chunks_exact(self.columns.max(1)).zip(rows) {
+            let rows = self.v.chunks_exact(self.columns.max(1));
+            for ((z, row), b) in logits.iter_mut().zip(rows).zip(&self.b) {
+                *z = (dot(row, code) + f64::from(*b)) as f32;
+            }
         }
         Ok(())
     }

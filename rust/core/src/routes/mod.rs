@@ -1,15 +1,18 @@
 //! Routes: how they are kept (codecs), where (segments), and how logits become weights (phi).
 
-mod code;
 mod codec;
 mod decoder;
+mod levels;
 mod phi;
+mod quantised;
 mod scalar;
 pub(crate) mod scales;
 mod segment;
+mod sparse;
 
 pub use codec::{Codec, CodecName, Keeps};
 pub use decoder::{Decoder, DecoderInput};
+pub use levels::Levels;
 pub use phi::{Phi, route_weights};
 pub use scales::{ColumnRange, ScaleValues, Scales};
 pub use segment::RouteSegment;

@@ -154,11 +154,9 @@ impl RouteSegment {
         let Some(record) = self.record(docno)? else {
             return Ok(false);
         };
-        let scales = self
-            .scales
-            .as_ref()
-            .map_or(&[][..], |s| s.values().as_slice());
-        self.codec.decode(record, scales, out);
+        let scales = self.scales.as_ref().map(|s| s.values());
+        self.codec
+            .decode(record, scales.unwrap_or(ScaleValues::none()), out);
         Ok(true)
     }
 
