@@ -1,7 +1,7 @@
 //! One generation, open: what a reader holds and what a writer builds on.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::bm25::{IndexFile, LazyIndex};
 use crate::documents::{Contents, Dead, DocumentId, IdSegment, KeptSegment, LastBlock};
@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::experts::Experts;
 use crate::files::{Directory, Mapped};
 use crate::manifest::{Current, Hash, Manifest, Part, Pinned, role};
+use crate::parallel::in_parallel;
 use crate::routes::{Codec, Decoder, Keeps, RouteSegment, Scales, route_weights};
 use crate::spec::{IdType, StoreSpec};
 
@@ -248,31 +249,41 @@ impl Generation {
 
     /// The rows of documents as their codec keeps them, one after the other; each must have one.
     pub fn rows(&self, docnos: &[u64]) -> Result<Vec<f32>> {
-        let columns = self.codec.columns();
-        let mut rows = room(docnos.len(), columns)?;
-        for (docno, row) in docnos.iter().zip(rows.chunks_exact_mut(columns.max(1))) {
+        in_batches(docnos, self.codec.columns(), |docnos, rows| {
+            self.read_rows(docnos, rows)
+        })
+    }
+
+    fn read_rows(&self, docnos: &[u64], rows: &mut [f32]) -> Result<()> {
+        let columns = self.codec.columns().max(1);
+        for (docno, row) in docnos.iter().zip(rows.chunks_exact_mut(columns)) {
             if !self.read_row(*docno, row)? {
                 let id = self.id_of(*docno)?;
                 let id = id.map_or_else(|| format!("of docno {docno}"), |id| id.to_string());
                 return Err(Error::Unrouted { id });
             }
         }
-        Ok(rows)
+        Ok(())
     }
 
     /// The logits of documents, one after the other.
     pub fn logits(&self, docnos: &[u64]) -> Result<Vec<f32>> {
+        if self.codec.keeps() == Keeps::Weights {
+            return Err(self.has_no_logits());
+        }
+        in_batches(docnos, self.spec.logits(), |docnos, logits| {
+            self.read_logits(docnos, logits)
+        })
+    }
+
+    fn read_logits(&self, docnos: &[u64], logits: &mut [f32]) -> Result<()> {
         match (self.codec.keeps(), &self.decoder) {
-            (Keeps::Logits, _) => self.rows(docnos),
-            (Keeps::Weights, _) => Err(Error::invalid(format!(
-                "kind \"z\": the codec of this store, {}, keeps weights, from which no logits can be had",
-                self.spec.codec
-            ))),
+            (Keeps::Logits, _) => self.read_rows(docnos, logits),
+            (Keeps::Weights, _) => Err(self.has_no_logits()),
             (Keeps::Code, Some(decoder)) => {
-                let codes = self.rows(docnos)?;
-                let mut logits = room(docnos.len(), self.spec.logits())?;
-                decoder.decode(&codes, &mut logits)?;
-                Ok(logits)
+                let mut codes = room(docnos.len(), self.codec.columns())?;
+                self.read_rows(docnos, &mut codes)?;
+                decoder.decode(&codes, logits)
             }
             (Keeps::Code, None) => {
                 let file = self.dir.path_of(&self.current().manifest);
@@ -281,16 +292,48 @@ impl Generation {
         }
     }
 
+    fn has_no_logits(&self) -> Error {
+        Error::invalid(format!(
+            "kind \"z\": the codec of this store, {}, keeps weights, from which no logits can be had",
+            self.spec.codec
+        ))
+    }
+
     /// The weights of documents, one after the other.
     pub fn weights(&self, docnos: &[u64]) -> Result<Vec<f32>> {
         if self.codec.keeps() == Keeps::Weights {
             return self.rows(docnos);
         }
-        let mut rows = self.logits(docnos)?;
         let (spec, experts) = (&self.spec, self.spec.experts as usize);
-        route_weights(spec.phi, spec.top_k, experts, &mut rows);
-        Ok(rows)
+        in_batches(docnos, spec.logits(), |docnos, rows| {
+            self.read_logits(docnos, rows)?;
+            route_weights(spec.phi, spec.top_k, experts, rows);
+            Ok(())
+        })
     }
+}
+
+/// How many rows one thread reads at a time.
+const BATCH: usize = 256;
+
+/// Rows of `columns` numbers for docnos, each batch of them by `read`.
+fn in_batches(
+    docnos: &[u64],
+    columns: usize,
+    read: impl Fn(&[u64], &mut [f32]) -> Result<()> + Sync,
+) -> Result<Vec<f32>> {
+    let mut rows = room(docnos.len(), columns)?;
+    let batches: Vec<_> = docnos
+        .chunks(BATCH)
+        .zip(rows.chunks_mut(BATCH * columns.max(1)))
+        .map(|(docnos, rows)| (docnos, Mutex::new(rows)))
+        .collect();
+    in_parallel(&batches, |(docnos, rows)| {
+        // Nobody else asks for this lock.
+        let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
+        read(docnos, &mut rows)
+    })?;
+    Ok(rows)
 }
 
 /// Room for `n` rows.

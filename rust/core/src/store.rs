@@ -38,8 +38,8 @@ pub struct Hit {
     pub docno: u64,
 }
 
-/// How many routes are decoded at once to be combined.
-const BATCH: usize = 256;
+/// How many routes are held at once to be combined.
+const BATCH: usize = 4096;
 
 /// What is asked of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -348,7 +348,77 @@ fn a_store_of_weights_has_no_logits() {
             "{error}"
         );
     }
+    let nothing = store.routes(&[], Kind::Logits).unwrap_err();
+    assert!(nothing.to_string().contains("keeps weights"));
     store.verify().unwrap();
+}
+
+/// More rows than one thread takes: what is found does not depend on how many are asked for.
+#[test]
+fn many_routes_are_as_each_alone() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let mut writer = create(&path, spec("code(3)"));
+    let n = 2_500;
+    let ids: Vec<DocumentId> = (0..n).map(|i| format!("d{i}").as_str().into()).collect();
+    let data = common::route(5, n * CODE);
+    let rows = RouteRows {
+        shape: &[n, CODE],
+        data: &data,
+    };
+    writer.add_arrays(&ids, rows, OnDuplicate::Error).unwrap();
+    for name in ["unrouted", "unrouted too"] {
+        writer
+            .add(&[Document::new(name)], None, OnDuplicate::Error)
+            .unwrap();
+    }
+    writer.commit().unwrap();
+    let store = Store::open(&path).unwrap();
+    let bits = |data: &[f32]| data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for kind in [Kind::Weights, Kind::Logits, Kind::Code] {
+        let all = store.routes(&ids, kind).unwrap();
+        let width = all.data.len() / n;
+        for (id, row) in ids.iter().zip(all.data.chunks(width)) {
+            let alone = store.routes(std::slice::from_ref(id), kind).unwrap();
+            assert_eq!(bits(&alone.data), bits(row));
+        }
+        let mut asked = ids.clone();
+        asked.insert(1_700, "unrouted too".into());
+        asked.insert(900, "unrouted".into());
+        let error = store.routes(&asked, kind).unwrap_err();
+        let first = DocumentId::from("unrouted").to_string();
+        let named = matches!(&error, polyprag_core::Error::Unrouted { id } if *id == first);
+        assert!(named, "{error}");
+    }
+    // A mean over more than are held at once.
+    let mut asked = ids.clone();
+    asked.extend_from_slice(&ids);
+    let (twice, once) = (
+        store.combined_route(&asked, None).unwrap(),
+        store.combined_route(&ids, None).unwrap(),
+    );
+    assert!(
+        twice
+            .data
+            .iter()
+            .zip(&once.data)
+            .all(|(a, b)| (a - b).abs() < 1e-6)
+    );
+    let (sum, w) = (
+        vec![1.0; ids.len()],
+        store.routes(&ids, Kind::Weights).unwrap(),
+    );
+    let sum = store.combined_route(&ids, Some(&sum)).unwrap();
+    for (c, sum) in sum.data.iter().enumerate() {
+        let expected: f64 = w
+            .data
+            .iter()
+            .skip(c)
+            .step_by(LOGITS)
+            .map(|w| f64::from(*w))
+            .sum();
+        assert!((f64::from(*sum) - expected).abs() <= 1e-6 * expected);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
+use crate::routes::matrix::Matrix;
 use crate::tensors::{Dtype, Tensor, TensorFile, TensorView};
 
 const V: &str = "V";
@@ -12,9 +13,7 @@ const B: &str = "b";
 pub struct Decoder {
     file: TensorFile,
     // As numbers once, not at every call; a decoder is small and constant.
-    v: Vec<f32>,
-    b: Vec<f32>,
-    columns: usize,
+    matrix: Matrix,
 }
 
 fn shapes(logits: usize, columns: usize) -> [(String, Vec<usize>); 2] {
@@ -29,13 +28,8 @@ impl Decoder {
             let (words, _) = bytes.as_chunks::<4>();
             words.iter().map(|raw| f32::from_le_bytes(*raw)).collect()
         };
-        let (v, b) = (numbers(V), numbers(B));
-        Ok(Self {
-            file,
-            v,
-            b,
-            columns,
-        })
+        let matrix = Matrix::new(&numbers(V), &numbers(B), columns);
+        Ok(Self { file, matrix })
     }
 
     /// Checks and writes what a creator gives, little endian.
@@ -74,49 +68,24 @@ impl Decoder {
         Some((self.file.get(V)?.clone(), self.file.get(B)?.clone()))
     }
 
-    /// The logits of codes, row after row. Sums are taken in f64: a decoder may have thousands of columns.
+    /// The logits of codes, row after row.
     pub fn decode(&self, codes: &[f32], logits: &mut [f32]) -> Result<()> {
-        let n = codes.len() / self.columns.max(1);
-        if codes.len() != n * self.columns || n.checked_mul(self.b.len()) != Some(logits.len()) {
+        let (columns, width) = (self.matrix.columns(), self.matrix.logits());
+        let n = codes.len() / columns;
+        if !codes.len().is_multiple_of(columns) || n.checked_mul(width) != Some(logits.len()) {
             return Err(Error::invalid(format!(
-                "decoder: expected codes of {} and room for {} logits each, got {} and {}",
-                self.columns,
-                self.b.len(),
+                "decoder: expected codes of {columns} and room for {width} logits each, got {} and {}",
                 codes.len(),
                 logits.len()
             )));
         }
-        let rows = logits.chunks_exact_mut(self.b.len().max(1));
-        for (code, logits) in codes.chunks_exact(self.columns.max(1)).zip(rows) {
-            let rows = self.v.chunks_exact(self.columns.max(1));
-            for ((z, row), b) in logits.iter_mut().zip(rows).zip(&self.b) {
-                *z = (dot(row, code) + f64::from(*b)) as f32;
-            }
-        }
+        self.matrix.multiply(codes, logits);
         Ok(())
     }
 
     pub fn verify(&self) -> Result<()> {
         self.file.verify()
     }
-}
-
-/// Four sums side by side, which lets the processor work on several products at once.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let (a4, a1) = a.as_chunks::<4>();
-    let (b4, b1) = b.as_chunks::<4>();
-    let mut sums = [0.0f64; 4];
-    for (x, y) in a4.iter().zip(b4) {
-        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-            *sum += f64::from(*x) * f64::from(*y);
-        }
-    }
-    let rest: f64 = a1
-        .iter()
-        .zip(b1)
-        .map(|(x, y)| f64::from(*x) * f64::from(*y))
-        .sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 /// V and b as a creator gives them: f32, little endian, C order.

@@ -3,6 +3,7 @@
 mod codec;
 mod decoder;
 mod levels;
+mod matrix;
 mod phi;
 mod quantised;
 mod scalar;
