@@ -195,3 +195,59 @@ impl ColumnRange {
         numbers.map(|(low, high)| (f64::from(*low), f64::from(*high)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    #[test]
+    fn scales_are_read_back_and_strange_ones_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = Directory::open(tmp.path()).unwrap();
+        let through_a_file = |i: usize, columns: &[(f32, f32)]| {
+            let values: ScaleValues = columns.iter().copied().collect();
+            let name = format!("scales-{i}");
+            let digest = Scales::write(&dir, &name, &values).unwrap();
+            Scales::open(dir.map(&name, digest.length).unwrap(), 2)
+        };
+        let fine = [(-1.5, 0.0), (f32::MAX / 4.0, f32::MAX / 512.0)];
+        let scales = through_a_file(0, &fine).unwrap();
+        assert_eq!(*scales.values(), fine.into_iter().collect());
+        let strange = [
+            (f32::NAN, 1.0),
+            (f32::INFINITY, 0.0),
+            (0.0, -1.0),
+            (0.0, f32::NAN),
+            (0.0, f32::MAX / 100.0),
+            (f32::MAX, f32::MAX / 256.0),
+        ];
+        for (i, column) in strange.into_iter().enumerate() {
+            let error = through_a_file(i + 1, &[(0.0, 1.0), column]).unwrap_err();
+            assert!(error.to_string().contains("scales"), "{column:?}: {error}");
+        }
+        let columns = [(0.0, 1.0); 3];
+        assert!(
+            through_a_file(10, &columns[..1]).is_err() && through_a_file(11, &columns).is_err()
+        );
+    }
+
+    /// What the head room is for: of batches that are drawn alike, few need wider scales.
+    #[test]
+    fn a_widened_column_has_room_for_the_next() {
+        let at = |x: f32| {
+            let mut range = ColumnRange::new(1);
+            range.extend(&[-x]);
+            range.extend(&[x]);
+            range
+        };
+        let old = ScaleValues::fit(Levels::Bits4, &at(1.0));
+        assert!(!old.covers(Levels::Bits4, &at(1.01)));
+        let wider = ScaleValues::widen(Levels::Bits4, Some(&old), &at(1.01));
+        assert!(wider.covers(Levels::Bits4, &at(1.01 * 1.125)));
+        assert!(!wider.covers(Levels::Bits4, &at(1.01 * 1.126)));
+        let same = ScaleValues::widen(Levels::Bits4, Some(&wider), &at(1.0));
+        assert_eq!(same, wider, "a column that has room stays as it is");
+    }
+}
