@@ -29,7 +29,7 @@ use tantivy::indexer::{IndexWriterOptions, NoMergePolicy};
 use tantivy::schema::{
     FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions,
 };
-use tantivy::{Index, IndexSettings, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term};
+use tantivy::{Index, IndexSettings, ReloadPolicy, TantivyDocument, TantivyError, Term};
 
 pub use self::analyser::{Analyser, AnalyserSpec, MAX_TERM_BYTES, UNICODE_V1};
 pub use self::filter::{
@@ -211,7 +211,7 @@ fn format_number(version: &tantivy::Version) -> u32 {
 pub struct IndexReader {
     directory: StoreDirectory,
     index: Index,
-    searcher: Searcher,
+    segments: Vec<query::Segment>,
     body: Field,
     analyser: Analyser,
 }
@@ -233,15 +233,19 @@ impl IndexReader {
     ) -> Result<Self> {
         let directory = StoreDirectory::new(store, Some(generation), files)?;
         let (index, fields, analyser) = open_index(&directory, spec)?;
-        let searcher = guarded(&directory, || {
+        let segments = guarded(&directory, || {
             let builder = index.reader_builder().reload_policy(ReloadPolicy::Manual);
             let reader: tantivy::IndexReader = builder.try_into()?;
-            Ok(reader.searcher())
+            let searcher = reader.searcher();
+            let segments = searcher.segment_readers().iter();
+            segments
+                .map(|segment| query::Segment::open(segment, fields.body))
+                .collect()
         })?;
         Ok(Self {
             directory,
             index,
-            searcher,
+            segments,
             body: fields.body,
             analyser,
         })
@@ -258,7 +262,7 @@ impl IndexReader {
     ) -> Result<Vec<(u64, f32)>> {
         let terms = query::question_terms(self.analyser, text);
         guarded(&self.directory, || {
-            query::top_k(&self.searcher, self.body, &terms, k, filter, is_dead)
+            query::top_k(&self.segments, self.body, &terms, k, filter, is_dead)
         })
     }
 
@@ -278,7 +282,7 @@ impl IndexReader {
 
     /// How many segments a search visits.
     pub fn segments(&self) -> usize {
-        self.searcher.segment_readers().len()
+        self.segments.len()
     }
 }
 

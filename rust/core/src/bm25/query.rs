@@ -3,33 +3,37 @@
 //! A question is text, not a query language: it goes through the index's analyser and becomes the
 //! disjunction of its distinct terms, so `:`, quotes, brackets, `*` and `AND` mean nothing.
 //!
-//! Block-max WAND finds the candidates. The order in which it adds up the terms of a document
-//! depends on the layout of the segments, and floating point notices; so candidates are kept a
-//! little below the threshold and scored again with the terms in a fixed order. Equal scores are
-//! ordered by docno. The ranking therefore does not depend on how the index was cut into segments.
+//! The best documents are found by MaxScore, over a window of documents at a time. What a term can add to
+//! a score is bounded. Terms that together cannot lift a document over the k-th best score so far are
+//! only looked up for documents that hold another term and could still get there; since those are the
+//! frequent ones, most postings are never read. Scores are added up as integers, so no order of adding
+//! changes them, and equal scores are ordered by docno: the ranking does not depend on how the index was
+//! cut into segments.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
+use std::sync::Arc;
 
-use tantivy::query::{BooleanQuery, EnableScoring, Occur, Query, TermQuery, Weight};
+use tantivy::columnar::Column;
+use tantivy::fastfield::AliveBitSet;
+use tantivy::fieldnorm::FieldNormReader;
+use tantivy::postings::{BlockSegmentPostings, TermInfo};
+use tantivy::query::Bm25Weight;
 use tantivy::schema::{Field, IndexRecordOption};
-use tantivy::{DocId, Searcher, SegmentReader, Term};
+use tantivy::{DocId, InvertedIndexReader, SegmentReader, TERMINATED, Term};
 
 use super::DOCNO;
 use super::analyser::Analyser;
-use super::filter::ResolvedFilter;
+use super::filter::{ResolvedFilter, SegmentFilter};
 
 /// A question is cut after this many distinct terms.
 pub const MAX_QUESTION_TERMS: usize = 1_024;
 
-/// Candidates are scored again when this many have come together.
-const CANDIDATES: usize = 4_096;
+/// Documents in a window; their sums fit into the first cache of a processor.
+const WINDOW: u32 = 4_096;
 
-/// How far below the k-th best score a candidate is kept: rounding for one segment. Over several
-/// segments the maxima that Tantivy keeps for each block were chosen with each segment's own
-/// average length, and need more room.
-const SLACK_ONE_SEGMENT: f32 = 1e-4;
-const SLACK_MANY_SEGMENTS: f32 = 2e-2;
+/// Scores are counted in units of 2^-45. The score of a term is below 2^6, so a sum of 2^10 fits.
+const UNIT: f32 = (1_u64 << 45) as f32;
 
 /// The distinct terms of a question, in order of appearance.
 pub(super) fn question_terms(analyser: Analyser, question: &str) -> Vec<String> {
@@ -39,7 +43,26 @@ pub(super) fn question_terms(analyser: Analyser, question: &str) -> Vec<String> 
     terms
 }
 
-/// A score that is never NaN: a finite sum of finite BM25 terms.
+/// One segment, with everything that each search needs of it.
+pub(super) struct Segment {
+    reader: SegmentReader,
+    terms: Arc<InvertedIndexReader>,
+    norms: FieldNormReader,
+    docnos: Column<u64>,
+}
+
+impl Segment {
+    pub(super) fn open(reader: &SegmentReader, body: Field) -> tantivy::Result<Self> {
+        Ok(Self {
+            terms: reader.inverted_index(body)?,
+            norms: reader.get_fieldnorms_reader(body)?,
+            docnos: reader.fast_fields().u64(DOCNO)?,
+            reader: reader.clone(),
+        })
+    }
+}
+
+/// A score that is never NaN: a sum of integers.
 #[derive(Clone, Copy, PartialEq)]
 struct Score(f32);
 
@@ -59,149 +82,283 @@ impl Ord for Score {
 
 /// The best `k` documents that pass the filter and are not dead, best first.
 pub(super) fn top_k(
-    searcher: &Searcher,
+    segments: &[Segment],
     body: Field,
     terms: &[String],
     k: usize,
     filter: Option<&ResolvedFilter>,
     is_dead: &(dyn Fn(u64) -> bool + Sync),
 ) -> tantivy::Result<Vec<(u64, f32)>> {
-    let mut known: Vec<Term> = Vec::with_capacity(terms.len());
+    let (mut documents, mut tokens) = (0_u64, 0_u64);
+    for segment in segments {
+        documents += u64::from(segment.reader.max_doc());
+        tokens = tokens.saturating_add(segment.terms.total_num_tokens());
+    }
+    let average = tokens as f32 / documents as f32;
+    // For each term, where its postings are in each segment.
+    let mut known: Vec<(Bm25Weight, Vec<Option<TermInfo>>)> = Vec::with_capacity(terms.len());
     for term in terms {
         let term = Term::from_field_text(body, term);
-        if searcher.doc_freq(&term)? > 0 {
-            known.push(term);
+        let infos = segments
+            .iter()
+            .map(|segment| segment.terms.get_term_info(&term))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        let found = infos.iter().flatten().map(|i| u64::from(i.doc_freq)).sum();
+        if found > 0 {
+            let weight = Bm25Weight::for_one_term_without_explain(found, documents, average);
+            known.push((weight, infos));
         }
     }
-    if known.is_empty() || k == 0 {
-        return Ok(Vec::new());
-    }
-    known.sort_unstable();
-    let query = |term: &Term| TermQuery::new(term.clone(), IndexRecordOption::WithFreqs);
-    let scoring = EnableScoring::enabled_from_searcher(searcher);
-    let union = BooleanQuery::new(
-        known
-            .iter()
-            .map(|term| (Occur::Should, Box::new(query(term)) as Box<dyn Query>))
-            .collect(),
-    );
-    let union = union.weight(scoring)?;
-    let weights = known
-        .iter()
-        .map(|term| query(term).weight(scoring))
-        .collect::<tantivy::Result<Vec<_>>>()?;
-
-    let segments = searcher.segment_readers();
-    let slack = if segments.len() > 1 {
-        SLACK_MANY_SEGMENTS
-    } else {
-        SLACK_ONE_SEGMENT
-    };
-    let mut search = Search {
-        weights,
+    let mut best = Best {
         k,
-        slack,
-        rough: BinaryHeap::new(),
-        best: Vec::new(),
-        failure: None,
+        heap: BinaryHeap::new(),
     };
-    for reader in segments {
-        search.segment(reader, union.as_ref(), filter, is_dead)?;
+    if k > 0 {
+        for (at, segment) in segments.iter().enumerate() {
+            let mut lists = Vec::with_capacity(known.len());
+            for (weight, infos) in &known {
+                if let Some(info) = infos.get(at).and_then(Option::as_ref) {
+                    lists.push(List::open(segment, info, weight)?);
+                }
+            }
+            let filter = match filter
+                .map(|filter| filter.on(&segment.reader))
+                .transpose()?
+            {
+                Some(None) => continue,
+                other => other.flatten(),
+            };
+            let documents = Documents {
+                alive: segment.reader.alive_bitset(),
+                docnos: &segment.docnos,
+                filter,
+                is_dead,
+            };
+            search(lists, &documents, &mut best);
+        }
     }
-    Ok(search
-        .best
-        .into_iter()
+    let sorted = best.heap.into_sorted_vec().into_iter();
+    Ok(sorted
         .map(|(Reverse(score), docno)| (docno, score.0))
         .collect())
 }
 
-struct Search {
-    /// One for each term, in the order in which scores are added up.
-    weights: Vec<Box<dyn Weight>>,
+/// The k best documents so far.
+struct Best {
     k: usize,
-    slack: f32,
-    /// The k best scores as WAND adds them up; the worst is on top.
-    rough: BinaryHeap<Reverse<Score>>,
-    /// The k best documents so far, in final order.
-    best: Vec<(Reverse<Score>, u64)>,
-    failure: Option<tantivy::TantivyError>,
+    /// The worst is on top: the lowest score, and of equal ones the highest docno.
+    heap: BinaryHeap<(Reverse<Score>, u64)>,
 }
 
-impl Search {
-    fn threshold(&self) -> f32 {
-        match self.rough.peek() {
-            Some(Reverse(worst)) if self.rough.len() >= self.k => worst.0 * (1.0 - self.slack),
-            _ => f32::MIN,
+impl Best {
+    /// What is below this is not among the best, in units.
+    fn threshold(&self) -> u64 {
+        match self.heap.peek() {
+            Some((Reverse(worst), _)) if self.heap.len() >= self.k => {
+                let units = (worst.0 * UNIT) as u64;
+                // Sums that differ by less can be one and the same f32.
+                units - (units >> 22)
+            }
+            _ => 0,
         }
     }
 
-    fn segment(
-        &mut self,
-        reader: &SegmentReader,
-        union: &dyn Weight,
-        filter: Option<&ResolvedFilter>,
-        is_dead: &(dyn Fn(u64) -> bool + Sync),
-    ) -> tantivy::Result<()> {
-        let filter = match filter.map(|filter| filter.on(reader)).transpose()? {
-            Some(None) => return Ok(()),
-            other => other.flatten(),
+    fn offer(&mut self, units: u64, docno: u64) {
+        let new = (Reverse(Score(units as f32 / UNIT)), docno);
+        if self.heap.len() < self.k {
+            self.heap.push(new);
+        } else if let Some(mut worst) = self.heap.peek_mut()
+            && new < *worst
+        {
+            *worst = new;
+        }
+    }
+}
+
+/// Which documents of a segment count.
+struct Documents<'s> {
+    alive: Option<&'s AliveBitSet>,
+    docnos: &'s Column<u64>,
+    filter: Option<SegmentFilter<'s>>,
+    is_dead: &'s (dyn Fn(u64) -> bool + Sync),
+}
+
+impl Documents<'_> {
+    fn passes(&self, doc: DocId) -> bool {
+        self.alive.is_none_or(|alive| alive.is_alive(doc))
+            && self.filter.as_ref().is_none_or(|filter| filter.passes(doc))
+    }
+
+    fn docno(&self, doc: DocId) -> Option<u64> {
+        let docno = self.docnos.first(doc)?;
+        (!(self.is_dead)(docno)).then_some(docno)
+    }
+}
+
+/// The postings of one term in one segment.
+struct List<'s> {
+    postings: BlockSegmentPostings,
+    /// The next one of the block that is unpacked.
+    at: usize,
+    weight: &'s Bm25Weight,
+    norms: &'s FieldNormReader,
+    /// No document gets more from this term, in units.
+    bound: u64,
+}
+
+fn units(weight: &Bm25Weight, norms: &FieldNormReader, doc: DocId, frequency: u32) -> u64 {
+    (weight.score(norms.fieldnorm_id(doc), frequency) * UNIT) as u64
+}
+
+impl<'s> List<'s> {
+    fn open(
+        segment: &'s Segment,
+        info: &TermInfo,
+        weight: &'s Bm25Weight,
+    ) -> tantivy::Result<Self> {
+        let option = IndexRecordOption::WithFreqs;
+        Ok(Self {
+            postings: segment
+                .terms
+                .read_block_postings_from_terminfo(info, option)?,
+            at: 0,
+            weight,
+            norms: &segment.norms,
+            // An empty document that is full of it: the limit of the formula.
+            bound: (weight.score(0, u32::MAX) * UNIT) as u64,
+        })
+    }
+
+    fn doc(&self) -> DocId {
+        let docs = self.postings.docs();
+        docs.get(self.at).copied().unwrap_or(TERMINATED)
+    }
+
+    /// Adds its scores to the documents of a window, and moves behind that.
+    fn add_to(&mut self, window: &mut Window) {
+        loop {
+            let docs = self.postings.docs().get(self.at..).unwrap_or_default();
+            let frequencies = self.postings.freqs().get(self.at..).unwrap_or_default();
+            let mut taken = 0;
+            for (doc, frequency) in docs.iter().zip(frequencies) {
+                if *doc >= window.end() {
+                    break;
+                }
+                window.add(*doc, units(self.weight, self.norms, *doc, *frequency));
+                taken += 1;
+            }
+            let is_left = taken < docs.len();
+            self.at += taken;
+            if is_left || docs.is_empty() {
+                return;
+            }
+            self.postings.advance();
+            self.at = 0;
+        }
+    }
+
+    /// What the document gets from this term; documents must come in ascending order.
+    fn look_up(&mut self, doc: DocId) -> u64 {
+        let at = self.postings.seek(doc);
+        let found = self.postings.docs().get(at).copied();
+        match (found, self.postings.freqs().get(at)) {
+            (Some(found), Some(frequency)) if found == doc => {
+                units(self.weight, self.norms, doc, *frequency)
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Sums of scores for neighbouring documents.
+struct Window {
+    base: DocId,
+    sums: Vec<u64>,
+    /// A bit for each document that has one of the terms.
+    seen: Vec<u64>,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self {
+            base: 0,
+            sums: vec![0; WINDOW as usize],
+            seen: vec![0; WINDOW as usize / 64],
+        }
+    }
+
+    fn end(&self) -> DocId {
+        self.base.saturating_add(WINDOW).min(TERMINATED)
+    }
+
+    fn add(&mut self, doc: DocId, units: u64) {
+        let at = doc.wrapping_sub(self.base) as usize;
+        if let (Some(sum), Some(seen)) = (self.sums.get_mut(at), self.seen.get_mut(at / 64)) {
+            *sum += units;
+            *seen |= 1 << (at % 64);
+        }
+    }
+
+    /// Takes the documents out, in ascending order.
+    fn drain(&mut self, mut each: impl FnMut(DocId, u64)) {
+        for (word, seen) in self.seen.iter_mut().enumerate() {
+            let mut bits = std::mem::take(seen);
+            while bits != 0 {
+                let at = word * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                if let Some(sum) = self.sums.get_mut(at) {
+                    each(self.base + at as DocId, std::mem::take(sum));
+                }
+            }
+        }
+    }
+}
+
+fn search(mut lists: Vec<List<'_>>, documents: &Documents<'_>, best: &mut Best) {
+    lists.sort_by_key(|list| list.bound);
+    // What the first lists add at most, one, two, three ... of them.
+    let sums: Vec<u64> = lists
+        .iter()
+        .scan(0, |sum, list| {
+            *sum += list.bound;
+            Some(*sum)
+        })
+        .collect();
+    let mut window = Window::new();
+    loop {
+        let threshold = best.threshold();
+        // Documents that hold only words of these cannot be among the best.
+        let few = sums.partition_point(|sum| *sum < threshold);
+        let (frequent, essential) = lists.split_at_mut(few);
+        let first = essential.iter().map(|list| list.doc()).min();
+        let Some(first) = first.filter(|doc| *doc < TERMINATED) else {
+            return;
         };
-        let docnos = reader.fast_fields().u64(DOCNO)?;
-        let alive = reader.alive_bitset();
-        let mut candidates: Vec<(DocId, u64)> = Vec::new();
-        union.for_each_pruning(self.threshold(), reader, &mut |doc, score| {
-            if alive.is_some_and(|alive| alive.is_deleted(doc)) {
-                return self.threshold();
+        window.base = first;
+        for list in essential {
+            list.add_to(&mut window);
+        }
+        let most = few.checked_sub(1).and_then(|at| sums.get(at));
+        let most = most.copied().unwrap_or(0);
+        let mut threshold = threshold;
+        window.drain(|doc, mut sum| {
+            let mut open = most;
+            if sum + open < threshold || !documents.passes(doc) {
+                return;
             }
-            if filter.as_ref().is_some_and(|filter| !filter.passes(doc)) {
-                return self.threshold();
+            for list in frequent.iter_mut().rev() {
+                if sum + open < threshold {
+                    return;
+                }
+                open -= list.bound;
+                sum += list.look_up(doc);
             }
-            let Some(docno) = docnos.first(doc).filter(|docno| !is_dead(*docno)) else {
-                return self.threshold();
-            };
-            self.rough.push(Reverse(Score(score)));
-            if self.rough.len() > self.k {
-                self.rough.pop();
-            }
-            candidates.push((doc, docno));
-            if candidates.len() >= CANDIDATES
-                && let Err(error) = self.settle(reader, &mut candidates)
+            if sum >= threshold
+                && let Some(docno) = documents.docno(doc)
             {
-                self.failure.get_or_insert(error);
-                return f32::MAX; // nothing more is of interest
+                best.offer(sum, docno);
+                threshold = best.threshold();
             }
-            self.threshold()
-        })?;
-        if let Some(error) = self.failure.take() {
-            return Err(error);
-        }
-        self.settle(reader, &mut candidates)
-    }
-
-    /// Scores the candidates exactly and keeps the k best of all so far.
-    fn settle(
-        &mut self,
-        reader: &SegmentReader,
-        candidates: &mut Vec<(DocId, u64)>,
-    ) -> tantivy::Result<()> {
-        candidates.sort_unstable();
-        let mut scores = vec![0.0_f64; candidates.len()];
-        for weight in &self.weights {
-            let mut scorer = weight.scorer(reader, 1.0)?;
-            for ((doc, _), score) in candidates.iter().zip(&mut scores) {
-                if scorer.doc() < *doc {
-                    scorer.seek(*doc);
-                }
-                if scorer.doc() == *doc {
-                    *score += f64::from(scorer.score());
-                }
-            }
-        }
-        let scored = candidates.drain(..).zip(scores);
-        self.best
-            .extend(scored.map(|((_, docno), score)| (Reverse(Score(score as f32)), docno)));
-        self.best.sort_unstable();
-        self.best.truncate(self.k);
-        Ok(())
+        });
     }
 }

@@ -282,6 +282,109 @@ fn ranking_does_not_depend_on_the_segments() {
     }
 }
 
+/// BM25 by its formula, in f64, over all documents that the index holds.
+fn reference(texts: &[(u64, String)], question: &str) -> Vec<(f64, u64)> {
+    use tantivy::fieldnorm::FieldNormReader;
+    let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
+    let average = {
+        let tokens: usize = texts.iter().map(|(_, text)| words(text).len()).sum();
+        tokens as f64 / texts.len() as f64
+    };
+    let mut asked = words(question);
+    asked.sort();
+    asked.dedup();
+    let (k1, b) = (1.2, 0.75);
+    let mut scores = vec![0.0; texts.len()];
+    for term in asked {
+        let counts: Vec<f64> = texts
+            .iter()
+            .map(|(_, text)| words(text).iter().filter(|word| **word == term).count() as f64)
+            .collect();
+        let held = counts.iter().filter(|count| **count > 0.0).count() as f64;
+        let idf = (1.0 + (texts.len() as f64 - held + 0.5) / (held + 0.5)).ln();
+        for (score, (count, (_, text))) in scores.iter_mut().zip(counts.iter().zip(texts)) {
+            // The length as the index keeps it, in one byte.
+            let id = FieldNormReader::fieldnorm_to_id(words(text).len() as u32);
+            let length = f64::from(FieldNormReader::id_to_fieldnorm(id));
+            let norm = k1 * (1.0 - b + b * length / average);
+            *score += idf * (k1 + 1.0) * count / (count + norm);
+        }
+    }
+    let mut ranked: Vec<(f64, u64)> = scores
+        .into_iter()
+        .zip(texts)
+        .filter(|(score, _)| *score > 0.0)
+        .map(|(score, (docno, _))| (score, *docno))
+        .collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    ranked
+}
+
+/// Enough documents for many windows and blocks, and words of every frequency, so that the search leaves
+/// most of them out.
+#[test]
+fn the_best_are_those_of_the_formula() {
+    let mut seed = 3_u64;
+    let mut random = || {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as f64 / (1_u64 << 31) as f64
+    };
+    let texts: Vec<(u64, String)> = (0..13_000)
+        .map(|docno| {
+            let words: Vec<String> = (0..1 + (random() * random() * 60.0) as usize)
+                .map(|_| format!("w{}", (2_000_f64.powf(random()) - 1.0) as u32))
+                .collect();
+            (docno, words.join(" "))
+        })
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for (at, part) in texts.chunks(5_000).enumerate() {
+        let part: Vec<(u64, &str)> = part.iter().map(|(n, text)| (*n, text.as_str())).collect();
+        files = commit(dir.path(), at as u64 + 1, &files, &part);
+    }
+    let reader = reader(dir.path(), 3, &files);
+    assert_eq!(reader.segments(), 3);
+    let dead = |docno: u64| docno % 7 == 3;
+    for question in [
+        "w0",
+        "w1999 w0",
+        "w0 w1 w2 w3",
+        "w0 w1 w2 w5 w40 w300 w1500",
+        "w700 w900 w1100 w1300",
+        "w0 w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w20 w50 w100",
+        "w12 w0 nothing w1 w1234",
+    ] {
+        let expected = reference(&texts, question);
+        let of_docno: std::collections::HashMap<u64, f64> = expected
+            .iter()
+            .map(|(score, docno)| (*docno, *score))
+            .collect();
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * a.max(b);
+        for k in [1, 3, 10, 100, 20_000] {
+            for is_dead in [NOTHING, &dead as &(dyn Fn(u64) -> bool + Sync)] {
+                let hits = reader.search(question, k, None, is_dead).unwrap();
+                let living = expected.iter().filter(|(_, docno)| !is_dead(*docno));
+                let wanted: Vec<&(f64, u64)> = living.take(k).collect();
+                assert_eq!(hits.len(), wanted.len(), "{question}, {k}");
+                for ((docno, score), (wanted, _)) in hits.iter().zip(&wanted) {
+                    assert!(!is_dead(*docno));
+                    assert!(
+                        near(f64::from(*score), of_docno[docno]),
+                        "{question}, {k}: {docno}"
+                    );
+                    // As high as the formula's at this place, if not the same of two that are equal.
+                    assert!(near(of_docno[docno], *wanted), "{question}, {k}: {docno}");
+                }
+                let unique: HashSet<u64> = hits.iter().map(|(docno, _)| *docno).collect();
+                assert_eq!(unique.len(), hits.len());
+            }
+        }
+    }
+}
+
 #[test]
 fn more_equals_than_fit_at_once_are_ordered_by_docno() {
     let dir = tempfile::tempdir().unwrap();
