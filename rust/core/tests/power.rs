@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crash::disk::{Bytes, Change, Choice, Disk, Names, Node, Recorder, Trace};
 use crash::oracle::{self, State, check, check_nothing_left_over, check_previous};
-use crash::session::{NAME, Session, Step, drawn, short};
+use crash::session::{NAME, Session, Step, drawn, short, verbs};
 use crash::{Random, folder, full, kind, seed};
 use polyprag_core::files::Directory;
 use polyprag_core::{OnDuplicate, Store};
@@ -32,7 +32,7 @@ fn record(steps: &[Step], codec: &'static str) -> Recorded {
     let mut session = Session::new(dir, codec);
     for step in steps {
         session.step(step).unwrap();
-        if *step == Step::Commit {
+        if step.commits() {
             recorder.acknowledge(session.acknowledged.len());
             let store = Store::open(tmp.path().join(NAME)).unwrap();
             let found = check(&store, &session.committed, codec, session.versions);
@@ -220,12 +220,12 @@ fn survives(
 #[test]
 fn an_acknowledged_commit_survives_whatever_was_not_synced() {
     let runs: Vec<(Vec<Step>, &str)> = match full() {
-        false => vec![(short(), "q8")],
+        false => vec![(short(), "q8"), (verbs(), "code(3)")],
         true => ["f32", "f16", "q8", "code(3)"]
             .into_iter()
             .flat_map(|codec| {
                 let drawn = (0..2).map(move |i| (drawn(seed() + i, 12), codec));
-                drawn.chain([(short(), codec)])
+                drawn.chain([(short(), codec), (verbs(), codec)])
             })
             .collect(),
     };
@@ -248,6 +248,16 @@ fn an_acknowledged_commit_survives_whatever_was_not_synced() {
 }
 
 impl Recorded {
+    /// Every sync that was made.
+    fn syncs(&self) -> impl Iterator<Item = (&Self, usize)> {
+        let is_sync =
+            |change: &Change| matches!(change, Change::SyncFile(_) | Change::SyncFolder(_));
+        let events = self.trace.events.iter().enumerate();
+        events
+            .filter(move |(_, event)| is_sync(&event.change))
+            .map(move |(at, _)| (self, at))
+    }
+
     /// Whether the file that this call syncs is gone when the next commit is acknowledged, or even before
     /// the call: a thread of the index may still be at work when a writer gives up.
     fn is_in_vain(&self, sync: usize) -> bool {
@@ -306,13 +316,11 @@ impl Recorded {
 
 #[test]
 fn each_sync_is_needed() {
-    let recorded = record(&short(), "q8");
     let mut kinds: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     let mut redundant = Vec::new();
-    for (at, event) in recorded.trace.events.iter().enumerate() {
-        if !matches!(event.change, Change::SyncFile(_) | Change::SyncFolder(_)) {
-            continue;
-        }
+    let recordings = [record(&short(), "q8"), record(&verbs(), "code(3)")];
+    for (recorded, at) in recordings.iter().flat_map(Recorded::syncs) {
+        let event = &recorded.trace.events[at];
         let kind = kind(
             Path::new(event.what.split_once(' ').unwrap().1),
             &recorded.parent,

@@ -110,6 +110,29 @@ impl StoreDirectory {
         })
     }
 
+    /// For a writer. Tantivy names the deletions of a segment by a stamp that it counts on from the one in its
+    /// meta file; after going back to an earlier generation it would come by the names of a later one's files
+    /// again. So the count goes on above every name in the folder.
+    pub(super) fn raise_stamp(&self) -> Result<()> {
+        let mut state = self.state();
+        let Some(meta) = &mut state.meta else {
+            return Ok(());
+        };
+        let malformed = |reason: &str| Error::corrupt_index(self.path_of(Path::new(META)), reason);
+        let mut json: serde_json::Value =
+            serde_json::from_slice(meta).map_err(|e| malformed(&e.to_string()))?;
+        let stamp = json
+            .get_mut("opstamp")
+            .ok_or_else(|| malformed("it has no opstamp"))?;
+        let names = self.store.folder(INDEX_FOLDER)?.list()?;
+        let newest = names.iter().filter_map(|name| stamp_in(name)).max();
+        if stamp.as_u64() < newest {
+            *stamp = newest.into();
+            *meta = serde_json::to_vec(&json).map_err(|e| malformed(&e.to_string()))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn folder(&self) -> PathBuf {
         self.store.path_of(INDEX_FOLDER)
     }
@@ -199,6 +222,11 @@ impl StoreDirectory {
             entry.published
         });
     }
+}
+
+/// The stamp in the name of a segment's deletions: `segment.stamp.del`.
+fn stamp_in(name: &str) -> Option<u64> {
+    name.strip_suffix(".del")?.rsplit_once('.')?.1.parse().ok()
 }
 
 /// The part after `bm25/`, if the name is a plain one inside that folder.

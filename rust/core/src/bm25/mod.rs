@@ -372,6 +372,7 @@ impl IndexWriter {
         spec: &IndexSpec,
     ) -> Result<Self> {
         let directory = StoreDirectory::new(store, previous_generation, previous)?;
+        directory.raise_stamp()?;
         let (index, fields, _) = open_index(&directory, spec)?;
         Ok(Self {
             directory,

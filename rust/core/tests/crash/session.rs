@@ -1,5 +1,6 @@
 //! Sessions of a writer, step by step, beside an oracle.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 
 use polyprag_core::files::Directory;
@@ -21,8 +22,23 @@ pub enum Step {
     /// Many ids with routes and nothing else, all new.
     Arrays(Vec<String>, usize),
     Delete(Vec<String>),
-    Commit,
+    /// The documents of another store, which come in place of those with the same ids.
+    Merge(Vec<String>, usize),
     Discard,
+    Commit,
+    Compact,
+    Reindex,
+    Rollback,
+}
+
+impl Step {
+    /// Whether a generation comes of it.
+    pub fn commits(&self) -> bool {
+        matches!(
+            self,
+            Step::Commit | Step::Compact | Step::Reindex | Step::Rollback
+        )
+    }
 }
 
 /// One commit of every kind, and a writer that gave up.
@@ -72,18 +88,60 @@ pub fn short() -> Vec<Step> {
     steps
 }
 
+/// What changes a whole store, each on top of what another left.
+pub fn verbs() -> Vec<Step> {
+    let mut numbers = 0..;
+    let mut add = |id: &str| {
+        let version = Version {
+            number: numbers.next().unwrap(),
+            text: true,
+            route: true,
+        };
+        Step::Add(id.into(), version, OnDuplicate::Replace)
+    };
+    let delete = |id: &str| Step::Delete(vec![id.into()]);
+    let mut steps = vec![Step::Create];
+    steps.extend(["ada", "bob", "cyd", "dan", "eve", "fay"].map(&mut add));
+    steps.extend([Step::Commit, delete("ada"), Step::Commit]);
+    // As many changes from the same state: the index would give its files the same names again.
+    steps.extend([Step::Rollback, delete("bob"), Step::Commit]);
+    steps.extend([add("cyd"), delete("dan"), Step::Commit]);
+    steps.extend([add("gus"), delete("eve"), Step::Commit, Step::Rollback]);
+    steps.extend([
+        Step::Open,
+        Step::Rollback,
+        Step::Reindex,
+        Step::Rollback,
+        Step::Rollback,
+    ]);
+    let ids = ["dan", "eve", "fay"].map(String::from).to_vec();
+    steps.extend([Step::Merge(ids, 100), Step::Commit]);
+    steps
+}
+
 /// `commits` commits with steps drawn from a seed.
 pub fn drawn(seed: u64, commits: usize) -> Vec<Step> {
     let mut random = Random(seed);
     let mut steps = vec![Step::Create];
     let mut state = State::new();
+    let mut before;
     let mut number = 0;
     for commit in 0..commits {
         if commit > 0 && random.below(3) == 0 {
             steps.push(Step::Open);
         }
+        before = state.clone();
         steps.extend(changes(&mut random, &mut state, &mut number));
         steps.push(Step::Commit);
+        match random.below(8) {
+            0 => steps.push(Step::Reindex),
+            1 => steps.push(Step::Reindex),
+            2 if commit > 0 => {
+                steps.push(Step::Rollback);
+                state = before.clone();
+            }
+            _ => {}
+        }
     }
     steps
 }
@@ -115,7 +173,24 @@ pub fn changes(random: &mut Random, state: &mut State, number: &mut usize) -> Ve
         steps.push(Step::Arrays(ids, *number));
         *number += 30;
     }
+    if random.below(6) == 0 {
+        let ids = (0..3).map(|_| format!("doc{}", random.below(12)));
+        let ids: Vec<String> = BTreeSet::from_iter(ids).into_iter().collect();
+        for (i, id) in ids.iter().enumerate() {
+            state.insert(id.clone(), merged(*number + i));
+        }
+        steps.push(Step::Merge(ids, *number));
+        *number += 3;
+    }
     steps
+}
+
+fn merged(number: usize) -> Version {
+    Version {
+        number,
+        text: true,
+        route: true,
+    }
 }
 
 pub fn bulk(number: usize) -> Version {
@@ -210,9 +285,32 @@ impl Session {
                     self.staged.remove(id);
                 });
             }
-            Step::Commit => {
-                let generation = self.writer().commit()?;
-                self.committed = self.staged.clone();
+            Step::Merge(ids, first) => {
+                self.versions = self.versions.max(first + ids.len());
+                let tmp = super::folder();
+                let dir = Directory::open(tmp.path()).unwrap();
+                let mut other = Session::new(dir, &self.codec);
+                other.step(&Step::Create).unwrap();
+                for (i, id) in ids.iter().enumerate() {
+                    let add = Step::Add(id.clone(), merged(first + i), OnDuplicate::Error);
+                    other.step(&add).unwrap();
+                }
+                other.step(&Step::Commit).unwrap();
+                let other = Store::open(tmp.path().join(NAME)).unwrap();
+                self.writer().merge(&other, OnDuplicate::Replace)?;
+                for (i, id) in ids.iter().enumerate() {
+                    self.staged.insert(id.clone(), merged(first + i));
+                }
+            }
+            Step::Commit | Step::Compact | Step::Reindex | Step::Rollback => {
+                let generation = match step {
+                    Step::Compact => self.writer().compact()?,
+                    Step::Reindex => self.writer().reindex()?,
+                    Step::Rollback => self.writer().rollback()?,
+                    _ => self.writer().commit()?,
+                };
+                self.committed = self.outcome(step);
+                self.staged = self.committed.clone();
                 self.acknowledged.push((generation, self.committed.clone()));
             }
             Step::Discard => {
@@ -222,6 +320,16 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// What the store holds after a step that commits.
+    pub fn outcome(&self, step: &Step) -> State {
+        let before = self.acknowledged.iter().rev().nth(1);
+        match step {
+            Step::Commit => self.staged.clone(),
+            Step::Rollback => before.map(|(_, state)| state.clone()).unwrap_or_default(),
+            _ => self.committed.clone(),
+        }
     }
 
     fn shape(&self, n: usize) -> Vec<usize> {
