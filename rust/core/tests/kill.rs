@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crash::oracle::{State, Version, check, check_nothing_left_over, check_previous};
+use crash::oracle::{State, Version, check, check_nothing_left_over, check_previous, document};
 use crash::session::{NAME, Session, Step, changes};
 use crash::{Random, folder, full, kind, seed};
 use polyprag_core::files::Directory;
@@ -28,8 +28,10 @@ const PLACE: &str = "POLYPRAG_KILL_PLACE";
 /// No place at all.
 const NOWHERE: usize = usize::MAX;
 
-/// A line by which the child says that it begins, that a commit returned, or where it ends itself.
+/// Lines by which the child says that it begins, that it holds a commit, that it is about to go back to the one
+/// before, and where it ends itself.
 const READY: &str = "polyprag ready";
+const GOES_BACK: &str = "polyprag goes back";
 const ACKNOWLEDGED: &str = "polyprag acknowledged ";
 const ENDS: &str = "polyprag ends ";
 
@@ -55,6 +57,15 @@ impl History {
         }
     }
 
+    /// After so many commits.
+    fn after(seed: u64, commits: usize) -> Self {
+        let mut history = Self::new(seed);
+        while history.commits < commits {
+            history.advance();
+        }
+        history
+    }
+
     /// The steps of the next commit.
     fn advance(&mut self) -> Vec<Step> {
         let mut random = Random(
@@ -76,19 +87,19 @@ impl History {
         steps
     }
 
-    /// Goes on to what a store holds, by its counter; false if that is none of the next `most` commits.
-    fn catch_up(&mut self, store: &Store, most: usize) -> bool {
+    /// That of which a store holds the end, by its counter.
+    fn of(store: &Store, seed: u64) -> Self {
         let found = store.documents(&[COUNTER.into()]).unwrap();
         let wanted = found[0].metadata.clone();
-        for _ in 0..=most {
-            if let Some(version) = self.state.get(COUNTER)
-                && crash::oracle::document(COUNTER, *version).metadata == wanted
-            {
-                return true;
+        let mut history = Self::new(seed);
+        for _ in 0..100_000 {
+            history.advance();
+            let version = history.state[COUNTER];
+            if document(COUNTER, version).metadata == wanted {
+                return history;
             }
-            self.advance();
         }
-        false
+        panic!("no such counter: {wanted:?}");
     }
 }
 
@@ -148,22 +159,36 @@ fn child(parent: &Path) -> ! {
         parent: parent.to_owned(),
     }));
     let mut session = Session::new(dir, &told(CODEC));
-    let mut history = History::new(told(SEED).parse().unwrap());
+    let seed = told(SEED).parse().unwrap();
+    let mut history = History::new(seed);
     say(READY);
     match parent.join(NAME).exists() {
         true => {
             let store = Store::open(parent.join(NAME)).unwrap();
-            assert!(history.catch_up(&store, 1_000_000));
+            history = History::of(&store, seed);
             session.committed = history.state.clone();
             session.step(&Step::Open).unwrap();
         }
         false => session.step(&Step::Create).unwrap(),
     }
+    // What no commit depends on differs from child to child.
+    let mut random = Random(u64::from(std::process::id()));
     loop {
         for step in history.advance() {
             session.step(&step).unwrap();
         }
         say(&format!("{ACKNOWLEDGED}{}", history.commits));
+        match random.below(10) {
+            0 => session.step(&Step::Compact).unwrap(),
+            1 => session.step(&Step::Reindex).unwrap(),
+            2 if session.acknowledged.len() > 1 => {
+                say(GOES_BACK);
+                session.step(&Step::Rollback).unwrap();
+                history = History::after(seed, history.commits - 1);
+                say(&format!("{ACKNOWLEDGED}{}", history.commits));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -236,31 +261,35 @@ fn live(name: &str, seed: u64, codec: &str, kills: usize, manner: Manner, counts
         assert_eq!(killed, Some(9), "{status}: {heard:?}");
         reader.join().unwrap();
 
-        let acknowledged = heard.iter().rev().find_map(|line| {
-            line.strip_prefix(ACKNOWLEDGED)
-                .map(|n| n.parse::<usize>().unwrap())
-        });
+        let mut acknowledged = history.commits;
+        let mut next = acknowledged + 1;
+        for line in &heard {
+            if let Some(n) = line.strip_prefix(ACKNOWLEDGED) {
+                acknowledged = n.parse().unwrap();
+                next = acknowledged + 1;
+                counts.commits += 1;
+            } else if line == GOES_BACK {
+                next = acknowledged - 1;
+            }
+        }
         if let Some(place) = heard.iter().find_map(|line| line.strip_prefix(ENDS)) {
             *counts.places.entry(place.into()).or_default() += 1;
         }
-        let acknowledged = acknowledged.unwrap_or(history.commits);
         let about = format!("seed {seed}, after {acknowledged} commits, {heard:?}");
         counts.kills += 1;
-        counts.commits += acknowledged - history.commits;
-        while history.commits < acknowledged {
-            history.advance();
-        }
         if !path.exists() {
             assert_eq!(acknowledged, 0, "{about}: the store is gone");
             counts.before += 1;
             continue;
         }
         let store = Store::open(&path).expect(&about);
+        history = History::of(&store, seed);
+        let held = history.commits;
         assert!(
-            history.catch_up(&store, 1),
-            "{about}: it holds none of the two"
+            held == acknowledged || held == next,
+            "{about}: it holds commit {held}"
         );
-        counts.in_flight += history.commits - acknowledged;
+        counts.in_flight += usize::from(held == next);
         check(&store, &history.state, codec, history.versions).expect(&about);
         check_previous(&path).expect(&about);
         if random.coin() {

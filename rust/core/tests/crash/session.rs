@@ -106,7 +106,13 @@ pub fn verbs() -> Vec<Step> {
     // As many changes from the same state: the index would give its files the same names again.
     steps.extend([Step::Rollback, delete("bob"), Step::Commit]);
     steps.extend([add("cyd"), delete("dan"), Step::Commit]);
-    steps.extend([add("gus"), delete("eve"), Step::Commit, Step::Rollback]);
+    steps.extend([
+        Step::Compact,
+        add("gus"),
+        delete("eve"),
+        Step::Commit,
+        Step::Rollback,
+    ]);
     steps.extend([
         Step::Open,
         Step::Rollback,
@@ -115,7 +121,7 @@ pub fn verbs() -> Vec<Step> {
         Step::Rollback,
     ]);
     let ids = ["dan", "eve", "fay"].map(String::from).to_vec();
-    steps.extend([Step::Merge(ids, 100), Step::Commit]);
+    steps.extend([Step::Merge(ids, 100), Step::Commit, Step::Compact]);
     steps
 }
 
@@ -134,7 +140,7 @@ pub fn drawn(seed: u64, commits: usize) -> Vec<Step> {
         steps.extend(changes(&mut random, &mut state, &mut number));
         steps.push(Step::Commit);
         match random.below(8) {
-            0 => steps.push(Step::Reindex),
+            0 => steps.push(Step::Compact),
             1 => steps.push(Step::Reindex),
             2 if commit > 0 => {
                 steps.push(Step::Rollback);
