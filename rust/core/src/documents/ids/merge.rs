@@ -9,7 +9,7 @@ use crate::documents::ids::space::{Form, KeptKey, Key, Space, Translation, compa
 use crate::error::Result;
 
 /// Ids that a cursor fetches at once: many fetches in a row overlap their waits for memory.
-const BATCH: u64 = 1024;
+const BATCH: u64 = 2048;
 
 /// The space of all ids of these segments.
 pub(super) fn common_space(segments: &[&IdSegment]) -> Space {
@@ -126,7 +126,7 @@ pub(super) fn in_order(
 /// A batch of keys of one form.
 trait Batch: Default {
     /// Decides most comparisons.
-    type Head: Ord + Copy + Default;
+    type Head: Ord + Copy + Default + std::fmt::Debug;
 
     fn clear(&mut self);
     fn push(&mut self, key: Key<'_>);
@@ -134,8 +134,15 @@ trait Batch: Default {
     fn head(&self, i: usize) -> Self::Head;
     /// Keys whose heads are equal.
     fn compare(&self, i: usize, other: &Self, j: usize) -> Ordering;
-    /// Keeps a key, and says how the one that was kept before compares with it.
-    fn keep(&self, i: usize, kept: &mut Option<Self::Head>, bytes: &mut Vec<u8>) -> Ordering;
+    fn save(&self, i: usize, saved: &mut Saved<Self::Head>);
+    fn compare_saved(&self, i: usize, saved: &Saved<Self::Head>) -> Ordering;
+}
+
+/// A copy of a key, from which batches may go on.
+#[derive(Debug, Default)]
+struct Saved<H> {
+    head: H,
+    bytes: Vec<u8>,
 }
 
 macro_rules! batch_of_numbers {
@@ -167,9 +174,13 @@ macro_rules! batch_of_numbers {
             }
 
             #[inline]
-            fn keep(&self, i: usize, kept: &mut Option<$number>, _: &mut Vec<u8>) -> Ordering {
-                let head = Some(self.head(i));
-                std::mem::replace(kept, head).cmp(&head)
+            fn save(&self, i: usize, saved: &mut Saved<$number>) {
+                saved.head = self.head(i);
+            }
+
+            #[inline]
+            fn compare_saved(&self, i: usize, saved: &Saved<$number>) -> Ordering {
+                self.head(i).cmp(&saved.head)
             }
         }
     };
@@ -237,16 +248,16 @@ impl Batch for ByteKeys {
     }
 
     #[inline]
-    fn keep(&self, i: usize, kept: &mut Option<u128>, bytes: &mut Vec<u8>) -> Ordering {
-        let head = Some(self.head(i));
-        let key = self.get(i);
-        let order = std::mem::replace(kept, head).cmp(&head);
-        let order = order.then_with(|| compare(bytes, key));
-        if order != Ordering::Equal {
-            bytes.clear();
-            bytes.extend_from_slice(key);
-        }
-        order
+    fn save(&self, i: usize, saved: &mut Saved<u128>) {
+        saved.head = self.head(i);
+        saved.bytes.clear();
+        saved.bytes.extend_from_slice(self.get(i));
+    }
+
+    #[inline]
+    fn compare_saved(&self, i: usize, saved: &Saved<u128>) -> Ordering {
+        let order = self.head(i).cmp(&saved.head);
+        order.then_with(|| compare(self.get(i), &saved.bytes))
     }
 }
 
@@ -261,6 +272,7 @@ struct Cursor<'s, B> {
     /// The rank after those fetched.
     rank: u64,
     rows: Vec<u64>,
+    numbers: Vec<u64>,
     batch: B,
     at: usize,
 }
@@ -277,6 +289,7 @@ impl<'s, B: Batch> Cursor<'s, B> {
             translation: Translation::new(segment.space(), space),
             rank: 0,
             rows: Vec::new(),
+            numbers: Vec::new(),
             batch: B::default(),
             at: 0,
         };
@@ -295,6 +308,19 @@ impl<'s, B: Batch> Cursor<'s, B> {
                 .push(row.ok_or_else(|| self.segment.broken("order"))?);
         }
         self.rank = end;
+        if let (Keys::Numbers(numbers), None) = (&self.keys, &self.forward) {
+            let many = numbers.get_many(&self.rows, &mut self.numbers);
+            many.ok_or_else(|| self.segment.broken("ids"))?;
+            let mut translated = Vec::new();
+            for number in &self.numbers {
+                let key = self
+                    .translation
+                    .apply(Key::Number(*number), &mut translated);
+                self.batch
+                    .push(key.ok_or_else(|| self.segment.broken("ids"))?);
+            }
+            return Ok(());
+        }
         let (mut read, mut translated) = (Vec::new(), Vec::new());
         for row in &self.rows {
             let key = match &mut self.forward {
@@ -308,54 +334,81 @@ impl<'s, B: Batch> Cursor<'s, B> {
         Ok(())
     }
 
+    fn has_more(&self) -> bool {
+        self.rank < self.segment.rows()
+    }
+
     #[inline]
+    fn entry(&self, cursor: u32, at: usize) -> Entry<B::Head> {
+        Entry {
+            head: self.batch.head(at),
+            cursor,
+            at: at as u32,
+        }
+    }
+
     fn advance(&mut self) -> Result<()> {
         self.at += 1;
-        if self.at >= self.batch.len() && self.rank < self.segment.rows() {
+        if self.at >= self.batch.len() && self.has_more() {
             self.fetch()?;
         }
         Ok(())
     }
 }
 
-/// A cursor in the tree of losers; those that are done come last.
-#[derive(Debug, Clone, Copy, Default)]
-struct Player<H> {
-    done: bool,
+/// A key of a batch.
+#[derive(Debug, Clone, Copy)]
+struct Entry<H> {
     head: H,
-    cursor: usize,
+    cursor: u32,
+    at: u32,
 }
 
-fn player<B: Batch>(cursors: &[Cursor<'_, B>], cursor: usize) -> Player<B::Head> {
-    match cursors.get(cursor) {
-        Some(c) if c.at < c.batch.len() => Player {
-            done: false,
-            head: c.batch.head(c.at),
-            cursor,
-        },
-        _ => Player {
-            done: true,
-            head: B::Head::default(),
-            cursor,
-        },
-    }
-}
-
-#[inline]
-fn before<B: Batch>(cursors: &[Cursor<'_, B>], a: &Player<B::Head>, b: &Player<B::Head>) -> bool {
-    match (a.done, a.head).cmp(&(b.done, b.head)) {
-        Ordering::Less => true,
-        Ordering::Greater => false,
-        Ordering::Equal => {
-            let keys = match (cursors.get(a.cursor), cursors.get(b.cursor)) {
-                (Some(a), Some(b)) if a.at < a.batch.len() => a.batch.compare(a.at, &b.batch, b.at),
-                _ => Ordering::Equal,
-            };
-            keys.then(a.cursor.cmp(&b.cursor)) == Ordering::Less
+fn compare_entries<B: Batch>(
+    cursors: &[Cursor<'_, B>],
+    a: &Entry<B::Head>,
+    b: &Entry<B::Head>,
+) -> Ordering {
+    a.head.cmp(&b.head).then_with(|| {
+        let batch = |e: &Entry<B::Head>| cursors.get(e.cursor as usize).map(|c| &c.batch);
+        match (batch(a), batch(b)) {
+            (Some(x), Some(y)) => x.compare(a.at as usize, y, b.at as usize),
+            _ => Ordering::Equal,
         }
+    })
+}
+
+/// Tells of keys in order, and that they are so.
+struct Teller<'m, 'v, B: Batch> {
+    visit: &'m mut Visit<'v>,
+    last: Saved<B::Head>,
+    place: Option<(usize, u64)>,
+}
+
+impl<B: Batch> Teller<'_, '_, B> {
+    #[inline]
+    fn tell(&mut self, cursor: &Cursor<'_, B>, at: usize) -> Result<()> {
+        let row = cursor.rows.get(at).copied().unwrap_or_default();
+        let here = (cursor.index, row);
+        // Strictly ascending in all, no row comes twice: with as many as there are, none is left out.
+        let again = match &self.place {
+            None => false,
+            Some(before) => match cursor.batch.compare_saved(at, &self.last) {
+                Ordering::Greater => false,
+                Ordering::Equal if *before < here => true,
+                _ => return Err(cursor.segment.broken("order")),
+            },
+        };
+        if !again {
+            cursor.batch.save(at, &mut self.last);
+        }
+        self.place = Some(here);
+        (self.visit)(cursor.index, row, again)
     }
 }
 
+/// In rounds: what all cursors have below the smallest end of a batch is in order after one sort, which finds
+/// the runs of the cursors and merges them.
 fn merge<B: Batch>(
     segments: &[&IdSegment],
     cluster: &[usize],
@@ -368,54 +421,58 @@ fn merge<B: Batch>(
             cursors.push(Cursor::<B>::new(*index, segment, space)?);
         }
     }
-    // A tournament: each inner node keeps the loser of its match, so that the next winner is found by
-    // playing only the matches of the last one again. Node 1 is the final; cursor i plays first at (n + i) / 2.
-    let n = cursors.len();
-    let mut winners: Vec<Player<B::Head>> = vec![Player::default(); n];
-    winners.extend((0..n).map(|i| player(&cursors, i)));
-    let mut losers = vec![Player::default(); n];
-    for node in (1..n).rev() {
-        let (Some(a), Some(b)) = (winners.get(2 * node), winners.get(2 * node + 1)) else {
-            continue;
-        };
-        let (winner, loser) = match before(&cursors, a, b) {
-            true => (*a, *b),
-            false => (*b, *a),
-        };
-        if let (Some(w), Some(l)) = (winners.get_mut(node), losers.get_mut(node)) {
-            (*w, *l) = (winner, loser);
-        }
-    }
-    let Some(mut winner) = winners.get(1).copied() else {
-        return Ok(());
+    let mut teller = Teller::<B> {
+        visit,
+        last: Saved::default(),
+        place: None,
     };
-    let (mut kept, mut bytes) = (None, Vec::new());
-    let mut place = (0, 0);
-    while !winner.done {
-        let Some(cursor) = cursors.get_mut(winner.cursor) else {
-            break;
-        };
-        let row = cursor.rows.get(cursor.at).copied().unwrap_or_default();
-        let here = (cursor.index, row);
-        // Strictly ascending in all, no row comes twice: with as many as there are, none is left out.
-        let again = match cursor.batch.keep(cursor.at, &mut kept, &mut bytes) {
-            Ordering::Less => false,
-            Ordering::Equal if place < here => true,
-            _ => return Err(cursor.segment.broken("order")),
-        };
-        place = here;
-        visit(cursor.index, row, again)?;
-        cursor.advance()?;
-        winner = player(&cursors, winner.cursor);
-        let mut node = (n + winner.cursor) / 2;
-        while node > 0 {
-            if let Some(loser) = losers.get_mut(node)
-                && before(&cursors, loser, &winner)
-            {
-                std::mem::swap(loser, &mut winner);
+    let mut round: Vec<Entry<B::Head>> = Vec::new();
+    let mut last_of_round = Saved::default();
+    loop {
+        // Of the cursors that have more to fetch, the one whose batch ends first.
+        let ends = (0u32..).zip(&cursors).filter(|(_, c)| c.has_more());
+        let end = ends
+            .filter_map(|(i, c)| Some(c.entry(i, c.batch.len().checked_sub(1)?)))
+            .min_by(|a, b| compare_entries(&cursors, a, b));
+        round.clear();
+        for (i, cursor) in (0u32..).zip(&cursors) {
+            for at in cursor.at..cursor.batch.len() {
+                let entry = cursor.entry(i, at);
+                // An equal id may follow in the next batch.
+                if end.is_some_and(|end| compare_entries(&cursors, &entry, &end).is_ge()) {
+                    break;
+                }
+                round.push(entry);
             }
-            node /= 2;
+        }
+        round.sort_by(|a, b| compare_entries(&cursors, a, b));
+        for entry in &round {
+            if let Some(cursor) = cursors.get(entry.cursor as usize) {
+                teller.tell(cursor, entry.at as usize)?;
+            }
+        }
+        let Some(end) = end else {
+            return Ok(());
+        };
+        for entry in &round {
+            if let Some(cursor) = cursors.get_mut(entry.cursor as usize) {
+                cursor.at = entry.at as usize + 1;
+            }
+        }
+        // Now all of the id at which the round ended, however many batches it fills.
+        if let Some(cursor) = cursors.get(end.cursor as usize) {
+            cursor.batch.save(end.at as usize, &mut last_of_round);
+        }
+        for cursor in &mut cursors {
+            while cursor.at < cursor.batch.len()
+                && cursor
+                    .batch
+                    .compare_saved(cursor.at, &last_of_round)
+                    .is_eq()
+            {
+                teller.tell(cursor, cursor.at)?;
+                cursor.advance()?;
+            }
         }
     }
-    Ok(())
 }

@@ -8,12 +8,15 @@ mod chunk;
 mod join;
 mod merge;
 mod numbers;
+mod search;
 mod segment;
 mod space;
 mod template;
 #[cfg(test)]
 mod tests;
 mod text;
+#[cfg(test)]
+mod times;
 
 pub use chunk::IdsChunk;
 pub use join::join_ids;

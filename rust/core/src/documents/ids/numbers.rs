@@ -159,6 +159,26 @@ impl<'b> Numbers<'b> {
         Some(line.at(i).wrapping_add(difference))
     }
 
+    /// Replaces `out` with the numbers of many places, in two passes: so each pass waits for many at once.
+    pub fn get_many(&self, places: &[u64], out: &mut Vec<u64>) -> Option<()> {
+        out.clear();
+        for i in places {
+            let (line, offset) = self.entry(i / BLOCK as u64)?;
+            let i = i % BLOCK as u64;
+            let at = offset * 8 + i * u64::from(line.width);
+            // Both in one word: offsets are below 2^47.
+            out.push(line.at(i));
+            out.push(at << 8 | u64::from(line.width));
+        }
+        for at in 0..places.len() {
+            let (number, packed) = (*out.get(2 * at)?, *out.get(2 * at + 1)?);
+            let difference = bits_at(self.packed, packed >> 8, (packed & 0xff) as u32)?;
+            *out.get_mut(at)? = number.wrapping_add(difference);
+        }
+        out.truncate(places.len());
+        Some(())
+    }
+
     /// The numbers of a block, all but the last of which have 128.
     pub fn block(&self, block: u64, out: &mut Vec<u64>) -> Option<()> {
         out.clear();

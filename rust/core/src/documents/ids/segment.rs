@@ -4,6 +4,7 @@
 use crate::documents::DocumentId;
 use crate::documents::ids::bits::{BitPacker, bits_at, packed_bytes, width_of};
 use crate::documents::ids::numbers::{BLOCK, Numbers, NumbersWriter, directory_bytes};
+use crate::documents::ids::search::count_up_to;
 use crate::documents::ids::space::{Form, KeptKey, Key, Space};
 use crate::documents::ids::text::{MAX_BLOCK, TextWriter, Texts, Walk};
 use crate::error::{Error, Result};
@@ -293,34 +294,12 @@ impl IdSegment {
             return Ok(None);
         };
         let (keys, order) = (self.keys()?, self.order()?);
-        let row_at = |rank| order.get(rank).ok_or_else(|| self.broken("order"));
-        // The first rank with a greater id.
-        let mut above = |rank| {
-            let found = keys.get(row_at(rank)?, &mut buffer);
-            Ok(found.ok_or_else(|| self.broken("ids"))? > key)
-        };
-        let (mut low, mut high) = (0, self.header.rows);
-        // In blocks of strings that ascend, first strings need no unpacking: so they come first.
-        let step = self.header.block.max(1);
-        while high - low >= 2 * step {
-            let middle = low + (high - low) / 2;
-            let middle = middle - (middle - low) % step;
-            match above(middle)? {
-                true => high = middle,
-                false => low = middle,
-            }
-        }
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match above(middle)? {
-                true => high = middle,
-                false => low = middle + 1,
-            }
-        }
+        let mut rank = count_up_to(&keys, &order, self.header.rows, key)
+            .ok_or_else(|| self.broken("order"))?;
         // A document that was replaced within one commit has several rows, side by side.
-        while let Some(rank) = low.checked_sub(1) {
-            low = rank;
-            let row = row_at(rank)?;
+        while let Some(before) = rank.checked_sub(1) {
+            rank = before;
+            let row = order.get(rank).ok_or_else(|| self.broken("order"))?;
             if keys.get(row, &mut buffer) != Some(key) {
                 break;
             }
