@@ -7,10 +7,10 @@ use roaring::RoaringTreemap;
 
 use crate::compact::MAX_GAP;
 use crate::documents::{
-    Contents, DocumentId, IdSegment, IdsChunk, KeptWriter, duplicates, join_ids,
+    Contents, DocumentId, IdSegment, IdsChunk, KeptWriter, duplicates, join_and_find, join_ids,
 };
 use crate::error::{Error, Result};
-use crate::files::Directory;
+use crate::files::{Digest, Directory};
 use crate::generation::Generation;
 use crate::manifest::{Hash, Part, role};
 use crate::presence::PresenceBuilder;
@@ -380,6 +380,11 @@ impl Staged {
         let name = self.names.next(role::IDS, "seg");
         let segments: Vec<&IdSegment> = ids.runs.iter().map(|(_, run)| run).collect();
         let digest = join_ids(dir, &name, &segments, &|_| true)?;
+        self.replace_runs(dir, name, digest)
+    }
+
+    fn replace_runs(&mut self, dir: &Directory, name: String, digest: Digest) -> Result<()> {
+        let ids = &mut self.ids;
         let joined = IdSegment::open(dir.map(&name, digest.length)?, ids.id_type)?;
         for (part, _) in ids.runs.drain(..) {
             self.names.remove(dir, &part.file);
@@ -419,7 +424,7 @@ impl Staged {
         };
         let segments: Vec<&IdSegment> = self.ids.runs.iter().map(|(_, run)| run).collect();
         let mut repeated = RoaringTreemap::new();
-        duplicates(&segments, &mut |id, docnos| {
+        let mut found = |id: &DocumentId, docnos: &[u64]| {
             let mut held = in_base(id)?;
             for docno in docnos.iter().copied().filter(|d| !dead.contains(*d)) {
                 held = match held {
@@ -433,7 +438,19 @@ impl Staged {
                 repeated.insert(docno);
             }
             Ok(())
-        })?;
+        };
+        let joined = match segments.len() {
+            0 | 1 => {
+                duplicates(&segments, &mut found)?;
+                None
+            }
+            // They become one segment anyway.
+            _ => {
+                let name = self.names.next(role::IDS, "seg");
+                let digest = join_and_find(dir, &name, &segments, &mut found)?;
+                Some((name, digest))
+            }
+        };
         if base.is_some_and(|base| base.manifest().documents > 0) {
             for (_, run) in &self.ids.runs {
                 for docno in from.max(run.first())..run.end() {
@@ -447,6 +464,9 @@ impl Staged {
                     }
                 }
             }
+        }
+        if let Some((name, digest)) = joined {
+            self.replace_runs(dir, name, digest)?;
         }
         self.ids.resolved = self.next;
         self.ids.policies.clear();

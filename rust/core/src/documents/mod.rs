@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::spec::{IdType, MAX_NAME};
 
 pub use dead::Dead;
-pub use ids::{IdSegment, IdsChunk, duplicates, join_ids};
+pub use ids::{IdSegment, IdsChunk, duplicates, join_and_find, join_ids};
 pub use kept::{Contents, KeptSegment, KeptWriter, LastBlock};
 
 /// The longest title, text or metadata of one document, in bytes.

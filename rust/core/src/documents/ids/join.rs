@@ -1,6 +1,6 @@
 //! One segment from many.
 
-use crate::documents::ids::merge::{clusters, common_space, in_order};
+use crate::documents::ids::merge::{Found, Repeats, clusters, common_space, in_order};
 use crate::documents::ids::segment::{Forward, IdSegment, SegmentWriter};
 use crate::documents::ids::space::{Space, Translation};
 use crate::documents::ids::text::SHARED_BLOCK;
@@ -66,6 +66,27 @@ pub fn join_ids(
     segments: &[&IdSegment],
     keep: &(dyn Fn(u64) -> bool + Sync),
 ) -> Result<Digest> {
+    write(dir, name, segments, keep, None)
+}
+
+/// [`join_ids`] of all docnos, and [`duplicates`](super::duplicates), for the time of one of them.
+pub fn join_and_find(
+    dir: &Directory,
+    name: &str,
+    segments: &[&IdSegment],
+    found: &mut Found<'_>,
+) -> Result<Digest> {
+    let repeats = Repeats::new(segments, found);
+    write(dir, name, segments, &|_| true, Some(repeats))
+}
+
+fn write(
+    dir: &Directory,
+    name: &str,
+    segments: &[&IdSegment],
+    keep: &(dyn Fn(u64) -> bool + Sync),
+    mut repeats: Option<Repeats<'_, '_>>,
+) -> Result<Digest> {
     let space = common_space(segments);
     let mut writer = SegmentWriter::create(dir, name, &space, text_block(segments, &space))?;
     let first = segments.first().map_or(0, |s| s.first());
@@ -80,16 +101,20 @@ pub fn join_ids(
         base += rows.kept;
         kept.push(rows);
     }
+    // Ids that ascend need no order, and none is there twice.
     if !writer.end_rows(first, &presence)? {
         for cluster in clusters(segments, &space)? {
-            in_order(segments, &cluster, &space, &mut |i, row, _| match kept
-                .get(i)
-                .and_then(|kept| kept.row(row))
-            {
-                Some(row) => writer.push_order(row),
-                None => Ok(()),
+            in_order(segments, &cluster, &space, &mut |i, row, again| {
+                if let Some(repeats) = &mut repeats {
+                    repeats.add(i, row, again)?;
+                }
+                match kept.get(i).and_then(|kept| kept.row(row)) {
+                    Some(row) => writer.push_order(row),
+                    None => Ok(()),
+                }
             })?;
         }
+        repeats.map_or(Ok(()), |mut repeats| repeats.end())?;
     }
     writer.finish()
 }

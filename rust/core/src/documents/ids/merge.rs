@@ -23,29 +23,9 @@ pub(super) fn common_space(segments: &[&IdSegment]) -> Space {
 }
 
 /// Calls `found` with the docnos, ascending, of each id that occurs more than once among the segments.
-pub fn duplicates(
-    segments: &[&IdSegment],
-    found: &mut dyn FnMut(&DocumentId, &[u64]) -> Result<()>,
-) -> Result<()> {
+pub fn duplicates(segments: &[&IdSegment], found: &mut Found<'_>) -> Result<()> {
     let space = common_space(segments);
-    let mut group: Vec<(usize, u64)> = Vec::new();
-    let mut end = |group: &[(usize, u64)]| {
-        let [(first, row), _, ..] = group else {
-            return Ok(());
-        };
-        let Some(segment) = segments.get(*first) else {
-            return Ok(());
-        };
-        let id = segment.id_of_row(*row)?;
-        let mut docnos = Vec::with_capacity(group.len());
-        for (i, row) in group {
-            if let Some(segment) = segments.get(*i) {
-                docnos.push(segment.docno(*row)?);
-            }
-        }
-        docnos.sort_unstable();
-        found(&id, &docnos)
-    };
+    let mut repeats = Repeats::new(segments, found);
     for cluster in clusters(segments, &space)? {
         if let [only] = cluster.as_slice()
             && segments.get(*only).is_some_and(|s| s.ascends())
@@ -53,17 +33,64 @@ pub fn duplicates(
             continue;
         }
         in_order(segments, &cluster, &space, &mut |i, row, again| {
-            if !again {
-                end(&group)?;
-                group.clear();
-            }
-            group.push((i, row));
-            Ok(())
+            repeats.add(i, row, again)
         })?;
-        end(&group)?;
-        group.clear();
     }
-    Ok(())
+    repeats.end()
+}
+
+/// What is told of an id that occurs more than once: its docnos, ascending.
+pub type Found<'f> = dyn FnMut(&DocumentId, &[u64]) -> Result<()> + 'f;
+
+/// Gathers the rows of one id after another.
+pub(super) struct Repeats<'r, 'f> {
+    segments: &'r [&'r IdSegment],
+    found: &'r mut Found<'f>,
+    rows: Vec<(usize, u64)>,
+}
+
+impl<'r, 'f> Repeats<'r, 'f> {
+    pub fn new(segments: &'r [&'r IdSegment], found: &'r mut Found<'f>) -> Self {
+        let rows = Vec::new();
+        Self {
+            segments,
+            found,
+            rows,
+        }
+    }
+
+    #[inline]
+    pub fn add(&mut self, segment: usize, row: u64, again: bool) -> Result<()> {
+        if !again {
+            self.end()?;
+        }
+        self.rows.push((segment, row));
+        Ok(())
+    }
+
+    #[inline]
+    pub fn end(&mut self) -> Result<()> {
+        if self.rows.len() > 1 {
+            self.tell()?;
+        }
+        self.rows.clear();
+        Ok(())
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        let (mut id, mut docnos) = (None, Vec::with_capacity(self.rows.len()));
+        for (i, row) in &self.rows {
+            let Some(segment) = self.segments.get(*i) else {
+                continue;
+            };
+            docnos.push(segment.docno(*row)?);
+            if id.is_none() {
+                id = Some(segment.id_of_row(*row)?);
+            }
+        }
+        docnos.sort_unstable();
+        id.map_or(Ok(()), |id| (self.found)(&id, &docnos))
+    }
 }
 
 /// The segments in clusters whose ids lie in ranges that do not overlap, in order of the ranges.

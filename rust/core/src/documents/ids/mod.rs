@@ -19,6 +19,6 @@ mod text;
 mod times;
 
 pub use chunk::IdsChunk;
-pub use join::join_ids;
+pub use join::{join_and_find, join_ids};
 pub use merge::duplicates;
 pub use segment::IdSegment;

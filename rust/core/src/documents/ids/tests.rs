@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::documents::DocumentId;
 use crate::documents::ids::space::Space;
-use crate::documents::ids::{IdSegment, IdsChunk, duplicates, join_ids};
+use crate::documents::ids::{IdSegment, IdsChunk, duplicates, join_and_find, join_ids};
 use crate::files::{Digest, Directory};
 use crate::spec::IdType;
 
@@ -417,6 +417,66 @@ fn prefixes_of_each_other_and_equal_ids() {
             .count(),
         5
     );
+}
+
+/// More ids than are in memory at once, many of them equal, some more often than fit there.
+#[test]
+fn long_segments_are_joined_and_searched_in_rounds() {
+    let parts = Parts::new();
+    let number = |n: u64| DocumentId::U64(n);
+    let text = |n: u64| {
+        DocumentId::from(format!(
+            "{n:x}-{}",
+            "lorem ipsum dolor".repeat(1 + n as usize % 2)
+        ))
+    };
+    let kinds: [(IdType, &dyn Fn(u64) -> DocumentId); 2] =
+        [(IdType::U64, &number), (IdType::String, &text)];
+    for (id_type, make) in kinds {
+        let mixed = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let lists: [Vec<DocumentId>; 4] = [
+            (0..9000).map(|n| make(mixed(n))).collect(),
+            (0..9000)
+                .map(|n| make(if n % 2 == 0 { 77 } else { mixed(n) }))
+                .collect(),
+            (0..3000).map(|n| make(n * 5000)).collect(),
+            (0..5000).map(|_| make(77)).collect(),
+        ];
+        let (mut model, mut segments, mut docno) = (Model::new(), Vec::new(), 0);
+        for ids in &lists {
+            segments.push(parts.write(docno, ids, id_type));
+            model.extend((docno..).zip(ids.iter().cloned()));
+            docno += ids.len() as u64;
+        }
+        let segments: Vec<&IdSegment> = segments.iter().collect();
+        let mut by_id: BTreeMap<DocumentId, Vec<u64>> = BTreeMap::new();
+        for (docno, id) in &model {
+            by_id.entry(id.clone()).or_default().push(*docno);
+        }
+        by_id.retain(|_, docnos| docnos.len() > 1);
+        let expected: Vec<_> = by_id.into_iter().collect();
+        assert_eq!(repeats(&segments), expected);
+
+        let (name, mut found) = (parts.name(), Vec::new());
+        let digest = join_and_find(&parts.dir, &name, &segments, &mut |id, docnos| {
+            found.push((id.clone(), docnos.to_vec()));
+            Ok(())
+        });
+        found.sort();
+        assert_eq!(found, expected);
+        let joined = parts.open(&name, digest.unwrap(), id_type);
+        joined.verify().unwrap();
+        for (docno, id) in &model {
+            assert_eq!(joined.id(*docno).unwrap().as_ref(), Some(id));
+            assert!(joined.find(id, |_| false).unwrap() >= Some(*docno));
+        }
+        let kept = parts.join(&segments, id_type, &|docno| docno % 3 > 0);
+        kept.verify().unwrap();
+        assert!(
+            kept.docnos()
+                .eq(model.keys().copied().filter(|d| d % 3 > 0))
+        );
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use crate::documents::DocumentId;
-use crate::documents::ids::{IdSegment, IdsChunk, duplicates, join_ids};
+use crate::documents::ids::{IdSegment, IdsChunk, duplicates, join_and_find, join_ids};
 use crate::files::Directory;
 use crate::spec::IdType;
 
@@ -74,8 +74,8 @@ fn of_ids() {
     let only = std::env::var("KIND").unwrap_or_default();
     println!("{count} ids; ns an id, and bytes an id");
     println!(
-        "{:<16} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7}",
-        "kind", "write", "repeats", "join", "find", "absent", "id", "bytes"
+        "{:<16} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7}",
+        "kind", "write", "repeats", "join", "both", "find", "absent", "id", "bytes"
     );
     for (name, id_type, make) in kinds() {
         if !name.contains(&only) {
@@ -109,8 +109,12 @@ fn of_ids() {
         .unwrap();
         let repeats = nanos(start, count);
         let start = computed();
-        let digest = join_ids(&dir, "joined.seg", &segments, &|_| true).unwrap();
+        join_ids(&dir, "alone.seg", &segments, &|_| true).unwrap();
         let join = nanos(start, count);
+        dir.remove("alone.seg").unwrap();
+        let start = computed();
+        let digest = join_and_find(&dir, "joined.seg", &segments, &mut |_, _| Ok(())).unwrap();
+        let both = nanos(start, count);
         let joined =
             IdSegment::open(dir.map("joined.seg", digest.length).unwrap(), id_type).unwrap();
         let asked: Vec<(u64, DocumentId)> = (0..FINDS)
@@ -135,7 +139,7 @@ fn of_ids() {
         let id = nanos(start, FINDS);
         let bytes = digest.length as f64 / count as f64;
         println!(
-            "{name:<16} {write:>7.1} {repeats:>7.1} {join:>7.1} {present:>7.0} {missing:>7.0} {id:>7.0} {bytes:>7.3} ({repeated} repeated)"
+            "{name:<16} {write:>7.1} {repeats:>7.1} {join:>7.1} {both:>7.1} {present:>7.0} {missing:>7.0} {id:>7.0} {bytes:>7.3} ({repeated} repeated)"
         );
     }
 }
