@@ -9,9 +9,9 @@ use crate::manifest::role;
 use crate::writer::{Base, Session, has_words};
 
 impl Session {
-    /// The number of the generation in force afterwards.
-    pub fn reindex(&mut self, path: &Path) -> Result<u64> {
-        let spec = &self.spec;
+    /// Whether enough is kept of the documents.
+    pub fn expect_reindexable(&self) -> Result<()> {
+        let (spec, path) = (&self.spec, self.dir.path());
         if !(spec.keep_title && spec.keep_text) {
             return Err(Error::invalid(format!(
                 "{}: the index cannot be rebuilt, because this store keeps no {}: encode the corpus again",
@@ -26,6 +26,11 @@ impl Session {
                 path.display(),
             )));
         }
+        Ok(())
+    }
+
+    /// The number of the generation in force afterwards.
+    pub fn reindex(&mut self, path: &Path) -> Result<u64> {
         let filters = self.spec.filters.clone();
         let mut manifest = self.next_manifest();
         manifest.parts.retain(|p| p.role != role::BM25);

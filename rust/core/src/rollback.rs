@@ -9,12 +9,12 @@ use crate::manifest::{Manifest, read_other};
 use crate::writer::Session;
 
 impl Session {
-    /// The number of the generation in force afterwards.
-    pub fn rollback(&mut self, path: &Path) -> Result<u64> {
+    /// The manifest of the generation before.
+    pub fn before(&self) -> Result<Manifest> {
         let now = self.base_manifest();
         let none = || {
             let reason = "no generation before the one in force is kept";
-            Error::invalid(format!("{}: {reason}", path.display()))
+            Error::invalid(format!("{}: {reason}", self.dir.path().display()))
         };
         let name = Manifest::name(now.previous.ok_or_else(none)?);
         let before = match read_other(&self.dir, &name) {
@@ -23,6 +23,12 @@ impl Session {
             other => other?,
         };
         before.check_writable(&self.dir.path_of(&name))?;
+        Ok(before)
+    }
+
+    /// The number of the generation in force afterwards.
+    pub fn rollback(&mut self, before: Manifest, path: &Path) -> Result<u64> {
+        let now = self.base_manifest();
         let manifest = Manifest {
             generation: self.staged.names.generation,
             previous: Some(now.generation),

@@ -17,6 +17,7 @@ use crate::info::{self, StoreInfo};
 use crate::manifest::{CURRENT, Current};
 use crate::new_folder::parent_of;
 use crate::parallel::in_parallel;
+use crate::recode::{self, Recoding};
 use crate::routes::{DecoderInput, Keeps};
 use crate::spec::StoreSpec;
 use crate::tensors::{Tensor, TensorView};
@@ -331,6 +332,11 @@ impl Store {
     /// Makes a new store at `path` of a file that [`Store::pack`] wrote.
     pub fn unpack(file: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
         copy::unpack(file.as_ref(), path.as_ref())
+    }
+
+    /// Writes a new store at `path` with the same documents, their routes or the experts kept in another way.
+    pub fn recode(&self, path: impl AsRef<Path>, recoding: &Recoding<'_>) -> Result<()> {
+        recode::recode(&*self.current()?, path.as_ref(), recoding)
     }
 
     /// Moves on to the newest generation; true if there was one.

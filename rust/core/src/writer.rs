@@ -68,7 +68,7 @@ pub(crate) struct Session {
 pub(crate) enum Base {
     /// A folder beside the path, and the parts that creation wrote into it.
     New {
-        folder: NewFolder,
+        folder: Box<NewFolder>,
         parts: Vec<Part>,
     },
     Existing(Box<Generation>),
@@ -124,7 +124,10 @@ impl Writer {
             path,
             session: Ok(Box::new(Session {
                 dir,
-                base: Base::New { folder, parts },
+                base: Base::New {
+                    folder: Box::new(folder),
+                    parts,
+                },
                 staged: Staged::new(1, 0, spec.id_type, None, decoder_hash, codec_name),
                 spec: Arc::new(spec),
                 codec,
@@ -268,14 +271,18 @@ impl Writer {
 
     /// Builds the BM25 index anew from kept text, as a new generation; returns its number.
     pub fn reindex(&mut self) -> Result<u64> {
-        self.session()?.expect_nothing_staged("reindex")?;
+        let session = self.session()?;
+        session.expect_nothing_staged("reindex")?;
+        session.expect_reindexable()?;
         self.end(Session::reindex)
     }
 
     /// Goes back to what the generation before held, as a new generation; returns its number.
     pub fn rollback(&mut self) -> Result<u64> {
-        self.session()?.expect_nothing_staged("rollback")?;
-        self.end(Session::rollback)
+        let session = self.session()?;
+        session.expect_nothing_staged("rollback")?;
+        let before = session.before()?;
+        self.end(|session, path| session.rollback(before, path))
     }
 
     fn end(&mut self, work: impl FnOnce(&mut Session, &Path) -> Result<u64>) -> Result<u64> {

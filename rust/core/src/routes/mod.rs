@@ -14,6 +14,7 @@ mod sparse;
 pub use codec::{Codec, CodecName, Keeps};
 pub use decoder::{Decoder, DecoderInput};
 pub use levels::Levels;
+pub(crate) use matrix::Matrix;
 pub use phi::{Phi, route_weights};
 pub use scales::{ColumnRange, ScaleValues, Scales};
 pub use segment::RouteSegment;

@@ -186,7 +186,8 @@ pub fn small(path: &Path, codec: &str) -> Store {
 pub fn files(path: &Path) -> Vec<String> {
     let mut all = Vec::new();
     for (folder, prefix) in [(path.to_owned(), ""), (path.join("bm25"), "bm25/")] {
-        for entry in std::fs::read_dir(folder).unwrap() {
+        // A store without words has no index.
+        for entry in std::fs::read_dir(folder).into_iter().flatten() {
             let entry = entry.unwrap();
             let name = entry.file_name().into_string().unwrap();
             if entry.file_type().unwrap().is_file() && name != "LOCK" {

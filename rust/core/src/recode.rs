@@ -1,0 +1,202 @@
+//! The same documents with their routes, or experts, kept in another way: a new store beside the old one.
+//! Documents, ids and index are copied as they are; docnos stay.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::copy::{NewCopy, copy_part};
+use crate::error::{Error, Result};
+use crate::generation::Generation;
+use crate::manifest::{Current, Hash, Manifest, Part, role};
+use crate::new_folder::parent_of;
+use crate::routes::{Codec, ColumnRange, Decoder, DecoderInput, Keeps, Matrix, ScaleValues};
+use crate::spec::StoreSpec;
+use crate::staged::{Names, StagedRoutes};
+
+/// Rows that are decoded and encoded at once.
+const BATCH: usize = 4096;
+
+/// What is to become of a store.
+#[derive(Debug, Clone, Copy)]
+pub struct Recoding<'r> {
+    pub codec: crate::CodecName,
+    /// For a codec that keeps codes, unless the source keeps codes of the same length: the new decoder, and the matrix
+    /// P of shape [d, groups * K] with which a code is P (z - b).
+    pub decoder: Option<(DecoderInput<'r>, &'r [f32])>,
+    /// None leaves the experts as they are.
+    pub expert_dtype: Option<crate::Dtype>,
+}
+
+/// Writes a store at `path` with the documents of `source`.
+pub fn recode(source: &Generation, path: &Path, recoding: &Recoding<'_>) -> Result<()> {
+    let spec = StoreSpec {
+        codec: recoding.codec,
+        ..(*source.spec).clone()
+    };
+    spec.validate()?;
+    let codec: Arc<dyn Codec> = spec.build_codec().into();
+    let how = How::of(source, codec.as_ref(), recoding)?;
+
+    let (parent, name) = parent_of(path)?;
+    let mut copy = NewCopy::begin(parent, &name)?;
+    let dir = copy.folder.dir();
+    let mut manifest = Manifest {
+        previous: None,
+        spec: spec.clone(),
+        parts: Vec::new(),
+        ..source.manifest().clone()
+    };
+    let mut names = Names::new(manifest.generation);
+    let mut decoder_hash = None;
+    for part in &source.manifest().parts {
+        match part.role.as_str() {
+            #[cfg(any())]
+            role::EXPERTS
+                if recoding
+                    .expert_dtype
+                    .is_some_and(|d| Some(d) != source.experts.dtype()) =>
+            {
+                let file = names.next(role::EXPERTS, "safetensors");
+                let dtype = recoding.expert_dtype.unwrap_or(crate::Dtype::F32);
+                let digest = Experts::rewrite(&source.experts, dir, &file, &spec, dtype)?;
+                manifest.parts.push(Part::new(role::EXPERTS, file, digest));
+            }
+            role::DECODER if !matches!(how, How::Codes) => {}
+            role::ROUTES | role::SCALES => {}
+            role => {
+                copy_part(&source.dir, part, dir)?;
+                manifest.parts.push(part.clone());
+                if role == role::DECODER {
+                    decoder_hash = Some(part.blake3);
+                }
+            }
+        }
+    }
+    if let How::Project { decoder, .. } = how {
+        let file = names.next(role::DECODER, "safetensors");
+        let digest = Decoder::write(dir, &file, decoder, spec.logits(), codec.columns())?;
+        decoder_hash = Some(Hash(digest.blake3));
+        manifest.parts.push(Part::new(role::DECODER, file, digest));
+    }
+
+    let mut routes = StagedRoutes::new(None, decoder_hash, spec.codec.to_string());
+    if let Some(levels) = codec.levels() {
+        // Once over all rows, so that one set of scales serves them all.
+        let mut range = ColumnRange::new(codec.columns());
+        each_batch(source, &how, &mut |_, rows| {
+            rows.chunks_exact(codec.columns().max(1))
+                .for_each(|row| range.extend(row));
+            Ok(())
+        })?;
+        routes.use_scales(dir, &mut names, &ScaleValues::fit(levels, &range))?;
+    }
+    each_batch(source, &how, &mut |docnos, rows| {
+        routes.encode(dir, codec.as_ref(), &mut names, docnos, rows)
+    })?;
+    manifest.parts.extend(routes.finish()?);
+
+    let file = Manifest::name(manifest.generation);
+    let json = manifest.to_json(&dir.path_of(&file))?;
+    let current = Current {
+        manifest: file,
+        blake3: Hash(*blake3::hash(&json).as_bytes()),
+    };
+    copy.finish(&current, &json)
+}
+
+/// How a row of the new store comes from the old one.
+enum How<'r> {
+    Logits,
+    Weights,
+    /// The codes as they are, with the same decoder.
+    Codes,
+    Project {
+        decoder: &'r DecoderInput<'r>,
+        project: Matrix,
+    },
+}
+
+impl<'r> How<'r> {
+    fn of(source: &Generation, codec: &dyn Codec, recoding: &'r Recoding<'r>) -> Result<Self> {
+        let (from, to) = (source.spec.codec, recoding.codec);
+        if source.codec.keeps() == Keeps::Weights && codec.keeps() != Keeps::Weights {
+            return Err(Error::invalid(format!(
+                "recode: codec {from} keeps weights alone, and {to} needs the logits: recode from the store that it was made of"
+            )));
+        }
+        match (codec.keeps(), &recoding.decoder) {
+            (Keeps::Logits, None) => Ok(How::Logits),
+            (Keeps::Weights, None) => Ok(How::Weights),
+            (Keeps::Code, Some((decoder, project))) => {
+                let (words, _) = decoder.b.as_chunks::<4>();
+                let b: Vec<f32> = words.iter().map(|raw| f32::from_le_bytes(*raw)).collect();
+                let (d, logits) = (codec.columns(), source.spec.logits());
+                if b.len() != logits || Some(project.len()) != d.checked_mul(logits) {
+                    return Err(Error::invalid(format!(
+                        "recode: expected b of {logits} numbers and a projection of [{d}, {logits}], got {} and {}",
+                        b.len(),
+                        project.len()
+                    )));
+                }
+                // P (z - b) = P z - P b
+                let offset: Vec<f32> = project
+                    .chunks_exact(logits.max(1))
+                    .map(|p| {
+                        let products = p.iter().zip(&b).map(|(p, b)| f64::from(*p) * f64::from(*b));
+                        -products.sum::<f64>() as f32
+                    })
+                    .collect();
+                let project = Matrix::new(project, &offset, logits);
+                Ok(How::Project { decoder, project })
+            }
+            (Keeps::Code, None) => match source.codec.keeps() == Keeps::Code
+                && source.codec.columns() == codec.columns()
+            {
+                true => Ok(How::Codes),
+                false => Err(Error::invalid(format!(
+                    "recode: from {from} to {to} a decoder must be fitted and given"
+                ))),
+            },
+            (_, Some(_)) => Err(Error::invalid(format!(
+                "recode: codec {to} takes no decoder"
+            ))),
+        }
+    }
+}
+
+/// Takes docnos and their rows.
+type Each<'e> = dyn FnMut(&[u64], &[f32]) -> Result<()> + 'e;
+
+/// Calls `each` with the rows of living documents for the new codec, batch by batch.
+fn each_batch(source: &Generation, how: &How<'_>, each: &mut Each<'_>) -> Result<()> {
+    let mut docnos = Vec::with_capacity(BATCH);
+    let mut work = |docnos: &mut Vec<u64>| -> Result<()> {
+        let rows = match how {
+            How::Codes => source.rows(docnos)?,
+            How::Logits => source.logits(docnos)?,
+            How::Weights => source.weights(docnos)?,
+            How::Project { project, .. } => {
+                let mut codes = vec![0.0; docnos.len() * project.logits()];
+                project.multiply(&source.logits(docnos)?, &mut codes);
+                codes
+            }
+        };
+        each(docnos, &rows)?;
+        docnos.clear();
+        Ok(())
+    };
+    for segment in &source.routes {
+        for docno in segment.docnos().filter(|docno| source.is_alive(*docno)) {
+            if segment.contains(docno)? {
+                docnos.push(docno);
+            }
+            if docnos.len() == BATCH {
+                work(&mut docnos)?;
+            }
+        }
+    }
+    match docnos.is_empty() {
+        true => Ok(()),
+        false => work(&mut docnos),
+    }
+}
