@@ -189,7 +189,7 @@ fn survives(
                     if at > 0 {
                         disk.apply(&events[at - 1].change);
                     }
-                    if at % threads != thread || at / threads % stride != 0 {
+                    if at % threads != thread || !(at / threads).is_multiple_of(stride) {
                         continue;
                     }
                     let mut random = Random(seed ^ (at as u64) << 32);
