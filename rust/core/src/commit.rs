@@ -24,6 +24,7 @@ impl Session {
         }
         self.resolve()?;
         let mut manifest = self.next_manifest();
+        self.join_small(&mut manifest)?;
         let parts = self.staged.finish(&self.dir, self.codec.as_ref())?;
         manifest.parts.extend(parts);
         let mut dead = std::mem::take(&mut self.staged.dead);

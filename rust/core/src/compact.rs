@@ -1,50 +1,74 @@
 //! Compaction: what died leaves the files, and neighbouring segments become one. Records are copied bit for bit,
 //! and no document gets another docno.
+//!
+//! A commit does the smaller part of it by itself: where many commits have left many small segments, it joins them.
 
 use std::path::Path;
 
 use crate::documents::{IdSegment, KeptSegment, KeptWriter, join_ids};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
-use crate::manifest::{Hash, Part, role};
+use crate::manifest::{Hash, Manifest, Part, role};
 use crate::routes::{RouteSegment, SegmentPlan, SegmentWriter};
+use crate::staged::Names;
 use crate::writer::{Base, Session};
 
 /// Where so many docnos in a row have nothing, a new segment begins: it is smaller than a note of each.
 pub const MAX_GAP: u64 = 1 << 16;
+
+/// A commit that finds more segments of a role than this joins the small ones at the end.
+const MAX_SEGMENTS: usize = 32;
 
 impl Session {
     /// The number of the generation in force afterwards.
     pub fn compact(&mut self, path: &Path) -> Result<u64> {
         let mut manifest = self.next_manifest();
         if let Base::Existing(base) = &self.base {
-            let rewritten = [
-                role::SCALES,
-                role::ROUTES,
-                role::IDS,
-                role::DOCUMENTS,
-                role::DEAD,
-            ];
+            let names = &mut self.staged.names;
+            let mut joining = Joining {
+                base,
+                names,
+                all: base.dead.docnos().is_empty(),
+                keep: &|docno| base.is_alive(docno),
+            };
+            for role in JOINED {
+                joining.join(role, 0, &mut manifest)?;
+            }
+            manifest.parts.retain(|p| p.role != role::DEAD);
+            // A segment names its scales last; those that none names any more go.
+            let used: Vec<Hash> = manifest
+                .of_role(role::ROUTES)
+                .filter_map(|p| p.parameters.last().copied())
+                .collect();
             manifest
                 .parts
-                .retain(|p| !rewritten.contains(&p.role.as_str()));
-            let mut parts = Vec::new();
-            let names = &mut self.staged.names;
-            let mut compaction = Compaction {
-                base,
-                file: &mut |role, end| names.next(role, end),
-                parts: &mut parts,
-            };
-            compaction.routes()?;
-            compaction.ids()?;
-            compaction.documents()?;
-            manifest.parts.extend(parts);
+                .retain(|p| p.role != role::SCALES || used.contains(&p.blake3));
         }
         if manifest.index_generation.is_some() {
             self.index()?.compact()?;
             self.commit_index(&mut manifest)?;
         }
         self.publish(manifest, path)
+    }
+
+    /// Joins small segments, so that their number grows with the logarithm of the number of commits.
+    pub fn join_small(&mut self, manifest: &mut Manifest) -> Result<()> {
+        let Base::Existing(base) = &self.base else {
+            return Ok(());
+        };
+        for role in JOINED {
+            let sizes: Vec<u64> = manifest.of_role(role).map(|p| p.length).collect();
+            if let Some(from) = small_tail(&sizes) {
+                let mut joining = Joining {
+                    base,
+                    names: &mut self.staged.names,
+                    all: true,
+                    keep: &|_| true,
+                };
+                joining.join(role, from, manifest)?;
+            }
+        }
+        Ok(())
     }
 
     /// For what changes the whole store: it goes by what is committed, so nothing else may be under way.
@@ -58,52 +82,75 @@ impl Session {
     }
 }
 
-struct Compaction<'c> {
-    base: &'c Generation,
-    file: &'c mut dyn FnMut(&'static str, &str) -> String,
-    parts: &'c mut Vec<Part>,
+const JOINED: [&str; 3] = [role::ROUTES, role::IDS, role::DOCUMENTS];
+
+/// Where the segments begin that together outweigh each of them, if there are too many segments. So whatever
+/// is rewritten at least doubles.
+fn small_tail(sizes: &[u64]) -> Option<usize> {
+    if sizes.len() <= MAX_SEGMENTS {
+        return None;
+    }
+    let mut rest = sizes.iter().fold(0u64, |sum, n| sum.saturating_add(*n));
+    sizes.iter().position(|size| {
+        rest = rest.saturating_sub(*size);
+        *size <= rest
+    })
 }
 
-impl Compaction<'_> {
-    fn routes(&mut self) -> Result<()> {
-        let base = self.base;
-        let manifest = base.manifest();
-        let decoder = manifest.of_role(role::DECODER).next().map(|p| p.blake3.0);
-        let listed: Vec<&Part> = manifest.of_role(role::ROUTES).collect();
-        // A segment names its scales last; those that none names any more go.
-        let scales_of = |part: &&Part| match base.codec.scaled() {
-            true => part.parameters.last().copied(),
-            false => None,
-        };
-        let used: Vec<Hash> = listed.iter().filter_map(scales_of).collect();
-        let scales = manifest.of_role(role::SCALES);
-        self.parts
-            .extend(scales.filter(|p| used.contains(&p.blake3)).cloned());
+struct Joining<'j> {
+    base: &'j Generation,
+    names: &'j mut Names,
+    /// Whether `keep` allows every docno.
+    all: bool,
+    keep: &'j (dyn Fn(u64) -> bool + Sync),
+}
 
-        let segments: Vec<(Option<Hash>, &RouteSegment)> =
-            listed.iter().map(scales_of).zip(&base.routes).collect();
-        let joined = segments.chunk_by(|(scales, a), (other, b)| {
-            scales == other && b.first().saturating_sub(a.end()) <= MAX_GAP
-        });
-        for group in joined {
-            let alive = |docno: u64| base.is_alive(docno);
-            let Some((scales, first)) = group.iter().find_map(|(scales, segment)| {
-                let docno = segment.docnos().find(|d| alive(*d))?;
-                Some((*scales, docno))
-            }) else {
+impl Joining<'_> {
+    /// Replaces the parts of a role from the `from`-th on by joined ones.
+    fn join(&mut self, role: &str, from: usize, manifest: &mut Manifest) -> Result<()> {
+        let listed: Vec<Part> = manifest.of_role(role).skip(from).cloned().collect();
+        let base = self.base;
+        let joined = match role {
+            role::ROUTES => self.routes(base.routes.get(from..).unwrap_or_default(), &listed)?,
+            role::IDS => self.ids(base.ids.get(from..).unwrap_or_default(), &listed)?,
+            _ => self.documents(base.kept.get(from..).unwrap_or_default(), &listed)?,
+        };
+        manifest.parts.retain(|p| !listed.contains(p));
+        manifest.parts.extend(joined);
+        Ok(())
+    }
+
+    fn routes(&mut self, segments: &[RouteSegment], listed: &[Part]) -> Result<Vec<Part>> {
+        let base = self.base;
+        let decoder = base.manifest().of_role(role::DECODER).next();
+        let decoder = decoder.map(|p| p.blake3);
+        let scales = |segment: &RouteSegment| segment.scales().map(|(hash, _)| hash);
+        let segments: Vec<(&RouteSegment, &Part)> = segments.iter().zip(listed).collect();
+        let mut parts = Vec::new();
+        for group in
+            segments.chunk_by(|(a, _), (b, _)| scales(a) == scales(b) && near(a.end(), b.first()))
+        {
+            if let ([(_, part)], true) = (group, self.all) {
+                parts.push((*part).clone());
+                continue;
+            }
+            let docnos = || group.iter().flat_map(|(segment, _)| segment.docnos());
+            let Some(first) = docnos().find(|docno| (self.keep)(*docno)) else {
                 continue;
             };
+            let scales = group.first().and_then(|(segment, _)| scales(segment));
             let plan = SegmentPlan {
                 codec_name: base.spec.codec.to_string(),
                 width: base.codec.record_bytes(),
                 first,
-                decoder,
+                decoder: decoder.map(|hash| hash.0),
                 scales: scales.map(|hash| hash.0),
             };
-            let name = (self.file)(role::ROUTES, "seg");
+            let name = self.names.next(role::ROUTES, "seg");
             let mut writer = SegmentWriter::create(&base.dir, &name, plan)?;
-            for (_, segment) in group {
-                for docno in segment.docnos().filter(|d| *d >= first && alive(*d)) {
+            for (segment, _) in group {
+                let kept = |docno: &u64| *docno >= first && (self.keep)(*docno);
+                for docno in segment.docnos().filter(kept) {
                     if let Some(record) = segment.record(docno)? {
                         writer.skip(docno - writer.end());
                         writer.write(record)?;
@@ -111,44 +158,51 @@ impl Compaction<'_> {
                 }
             }
             let mut part = Part::new(role::ROUTES, name, writer.finish()?);
-            part.parameters = decoder.map(Hash).into_iter().chain(scales).collect();
-            self.parts.push(part);
+            part.parameters = decoder.into_iter().chain(scales).collect();
+            parts.push(part);
         }
-        Ok(())
+        Ok(parts)
     }
 
-    fn ids(&mut self) -> Result<()> {
-        let base = self.base;
-        for group in base.ids.chunk_by(|a, b| near(a.end(), b.first())) {
-            let alive = group
-                .iter()
-                .any(|segment| segment.docnos().any(|d| base.is_alive(d)));
-            if !alive {
+    fn ids(&mut self, segments: &[IdSegment], listed: &[Part]) -> Result<Vec<Part>> {
+        let segments: Vec<(&IdSegment, &Part)> = segments.iter().zip(listed).collect();
+        let mut parts = Vec::new();
+        for group in segments.chunk_by(|(a, _), (b, _)| near(a.end(), b.first())) {
+            if let ([(_, part)], true) = (group, self.all) {
+                parts.push((*part).clone());
                 continue;
             }
-            let name = (self.file)(role::IDS, "seg");
-            let group: Vec<&IdSegment> = group.iter().collect();
-            let digest = join_ids(&base.dir, &name, &group, &|docno| base.is_alive(docno))?;
-            self.parts.push(Part::new(role::IDS, name, digest));
+            let mut docnos = group.iter().flat_map(|(segment, _)| segment.docnos());
+            if !docnos.any(|docno| (self.keep)(docno)) {
+                continue;
+            }
+            let name = self.names.next(role::IDS, "seg");
+            let group: Vec<&IdSegment> = group.iter().map(|(segment, _)| *segment).collect();
+            let digest = join_ids(&self.base.dir, &name, &group, self.keep)?;
+            parts.push(Part::new(role::IDS, name, digest));
         }
-        Ok(())
+        Ok(parts)
     }
 
-    fn documents(&mut self) -> Result<()> {
-        let base = self.base;
-        for group in base.kept.chunk_by(|a, b| near(a.end(), b.first())) {
-            let Some(first) = group.first().map(KeptSegment::first) else {
+    fn documents(&mut self, segments: &[KeptSegment], listed: &[Part]) -> Result<Vec<Part>> {
+        let segments: Vec<(&KeptSegment, &Part)> = segments.iter().zip(listed).collect();
+        let mut parts = Vec::new();
+        for group in segments.chunk_by(|(a, _), (b, _)| near(a.end(), b.first())) {
+            let Some((first, part)) = group.first() else {
                 continue;
             };
-            let name = (self.file)(role::DOCUMENTS, "seg");
-            let mut writer = KeptWriter::create(&base.dir, &name, first)?;
-            for segment in group {
-                writer.copy(segment, &|docno| base.is_alive(docno))?;
+            if group.len() == 1 && self.all {
+                parts.push((*part).clone());
+                continue;
             }
-            self.parts
-                .push(Part::new(role::DOCUMENTS, name, writer.finish()?));
+            let name = self.names.next(role::DOCUMENTS, "seg");
+            let mut writer = KeptWriter::create(&self.base.dir, &name, first.first())?;
+            for (segment, _) in group {
+                writer.copy(segment, self.keep)?;
+            }
+            parts.push(Part::new(role::DOCUMENTS, name, writer.finish()?));
         }
-        Ok(())
+        Ok(parts)
     }
 }
 

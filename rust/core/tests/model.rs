@@ -286,7 +286,7 @@ fn check(store: &Store, model: &Model, width: usize) {
         }
     }
     let with_text = model.values().filter(|k| k.text.is_some()).count();
-    assert_eq!(store.search("common", 100, None).unwrap().len(), with_text);
+    assert_eq!(store.search("common", 1_000, None).unwrap().len(), with_text);
     let unrouted = model.values().filter(|k| k.route.is_none()).count();
     assert_eq!(store.info().unwrap().unrouted as usize, unrouted);
 }
@@ -356,4 +356,45 @@ fn cases() -> u32 {
         .ok()
         .and_then(|n| n.parse::<u32>().ok())
         .map_or(24, |n| n.min(2_000))
+}
+
+#[test]
+fn many_small_commits_leave_few_segments() {
+    for codec in ["f32", "q8"] {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("s");
+        let mut writer = create(&path, spec(codec));
+        let mut model = Model::new();
+        for n in 0..150u32 {
+            let name = format!("document {n}");
+            let text = format!("word{n} common");
+            let document = Document::new(name.as_str())
+                .with_text(&text)
+                .with_title("t");
+            add(&mut writer, document, n as usize % 5, OnDuplicate::Error).unwrap();
+            let known = Known {
+                route: Some(n as usize % 5),
+                text: Some(text),
+            };
+            model.insert(name, known);
+            if n % 4 == 3 {
+                let gone = format!("document {}", n - 2);
+                writer.delete(&[gone.as_str().into()]).unwrap();
+                model.remove(&gone);
+            }
+            writer.commit().unwrap();
+        }
+        let store = Store::open(&path).unwrap();
+        check(&store, &model, LOGITS);
+        for part in store.info().unwrap().parts {
+            assert!(part.files <= 40, "{part:?}");
+        }
+        writer.compact().unwrap();
+        store.refresh().unwrap();
+        check(&store, &model, LOGITS);
+        for part in store.info().unwrap().parts {
+            let few = if part.role == "bm25" { 10 } else { 3 };
+            assert!(part.files <= few, "{part:?}");
+        }
+    }
 }
