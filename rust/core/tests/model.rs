@@ -387,7 +387,9 @@ fn many_small_commits_leave_few_segments() {
         let store = Store::open(&path).unwrap();
         check(&store, &model, LOGITS);
         for part in store.info().unwrap().parts {
-            assert!(part.files <= 40, "{part:?}");
+            // The index has up to eight segments of several files.
+            let few = if part.role == "bm25" { 64 } else { 40 };
+            assert!(part.files <= few, "{part:?}");
         }
         writer.compact().unwrap();
         store.refresh().unwrap();
