@@ -286,7 +286,10 @@ fn check(store: &Store, model: &Model, width: usize) {
         }
     }
     let with_text = model.values().filter(|k| k.text.is_some()).count();
-    assert_eq!(store.search("common", 1_000, None).unwrap().len(), with_text);
+    assert_eq!(
+        store.search("common", 1_000, None).unwrap().len(),
+        with_text
+    );
     let unrouted = model.values().filter(|k| k.route.is_none()).count();
     assert_eq!(store.info().unwrap().unrouted as usize, unrouted);
 }
