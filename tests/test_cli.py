@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from machine import no_rights
 from polyprag import Document, Store, cli
 from polyprag.encode import work_folder
 
-COMMANDS = ["encode", "add", "ask", "eval", "inspect", "verify", "demo"]
+COMMANDS = ["encode", "add", "ask", "eval", "demo"]
+COMMANDS += ["inspect", "verify", "digest", "delete", "compact", "merge", "reindex", "rollback"]
+COMMANDS += ["snapshot", "pack", "unpack"]
 NAMES = ["amber", "birch", "coral", "denim"]
 DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in Ost.", f"Mill {n}") for i, n in enumerate(NAMES)]
 # What every command that loads the tiny model says.
@@ -91,7 +95,8 @@ def test_version_by_the_module() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["inspect", "STORE"], ["verify", "STORE"], ["encode", "--help"]]
+    "arguments",
+    [["--help"], ["inspect", "STORE"], ["verify", "STORE"], ["compact", "STORE"], ["encode", "--help"]],
 )
 def test_what_needs_no_model_imports_no_torch(store: Path, arguments: list[str]) -> None:
     code = (
@@ -122,6 +127,10 @@ def test_wrong_use_is_2(run: Callable[..., Any], store: Path) -> None:
         ["encode", "a.jsonl", "b", "--epochs", "many"],
         ["encode", "a.jsonl", "b", "--pairs", "0"],
         ["add", "a.jsonl", "b", "--on-duplicate", "perhaps"],
+        ["merge", str(store)],
+        ["delete", str(store)],
+        ["digest", str(store), "--expect", "abc"],
+        ["pack", str(store)],
     ):
         code, out, err = run(*arguments)
         assert code == 2, arguments
@@ -138,6 +147,14 @@ def test_paths_that_are_no_store(run: Callable[..., Any], tmp_path: Path, model_
         for arguments in (
             ["inspect", path],
             ["verify", path],
+            ["digest", path],
+            ["delete", path, "a"],
+            ["compact", path],
+            ["merge", path, path],
+            ["reindex", path],
+            ["rollback", path],
+            ["snapshot", path, tmp_path / "new"],
+            ["pack", path, tmp_path / "new"],
             ["ask", path, "Where?", "--model", model_folder],
             ["add", file, path, "--model", model_folder],
         ):
@@ -296,10 +313,12 @@ def test_a_missing_package_is_named(
 
 
 def test_ctrl_c_is_130(run: Callable[..., Any], store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(*_: Any) -> None:
-        raise KeyboardInterrupt
+    class Press:
+        @staticmethod
+        def open(*_: Any) -> None:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_inspect", press)
+    monkeypatch.setattr("polyprag.cli.store.Store", Press)
     code, _, err = run("inspect", store)
     assert code == 130
     assert "Traceback" not in err
@@ -313,6 +332,202 @@ def test_a_failed_part_of_the_demo_is_no_traceback(
 
     monkeypatch.setattr("polyprag.demo.run", fail)
     assert run("demo", "--folder", tmp_path)[0] == 1
+
+
+# --- looking after a store --------------------------------------------------------------------------
+
+
+def ok(result: tuple[int, str, str]) -> str:
+    code, out, err = result
+    assert (code, err) == (0, "")
+    return out
+
+
+def test_delete_compact_rollback(run: Callable[..., Any], store: Path) -> None:
+    code, out, err = run("delete", store, "d1", "nope")
+    assert (code, out) == (1, "")
+    assert "nope" in one_line(err)
+    assert ok(run("delete", store, "d1", "d3")) == f"{store}: 2 documents deleted, generation 2\n"
+    assert list(Store.open(store)) == ["d0", "d2"]
+
+    before = json.loads(ok(run("inspect", store, "--json")))["total_bytes"]
+    found = json.loads(ok(run("compact", store, "--json")))
+    after = json.loads(ok(run("inspect", store, "--json")))["total_bytes"]
+    assert found == {"generation": 3, "total_bytes": after, "total_bytes_before": before}
+    assert after < before
+    assert "generation 4" in ok(run("compact", store))
+    assert list(Store.open(store)) == ["d0", "d2"]
+
+    assert json.loads(ok(run("delete", store, "d0", "--json"))) == {"deleted": 1, "generation": 5}
+    assert ok(run("rollback", store)) == f"{store}: back to 2 documents, generation 6\n"
+    assert json.loads(ok(run("rollback", store, "--json"))) == {"generation": 7}
+    assert list(Store.open(store)) == ["d2"]
+    assert json.loads(ok(run("verify", store, "--json")))["documents"] == 1
+
+
+def test_delete_by_numbers(run: Callable[..., Any], make_store: Callable[..., Path], tmp_path: Path) -> None:
+    store = make_store(tmp_path / "n", [Document(i, f"number {i}") for i in (7, 8, 2**64 - 1)])
+    for bad in ("x", "+7", "٧", "7.0"):
+        code, _, err = run("delete", store, "8", bad)
+        assert code == 1
+        assert "integers" in one_line(err)
+    for bad in ("9", str(2**64)):
+        code, _, err = run("delete", store, "8", bad)
+        assert code == 1
+        assert bad in one_line(err)
+    ok(run("delete", store, "8", str(2**64 - 1)))
+    assert list(Store.open(store)) == [7]
+
+
+def test_nothing_to_go_back_to(run: Callable[..., Any], store: Path) -> None:
+    code, _, err = run("rollback", store)
+    assert code == 1
+    assert "no generation before" in one_line(err)
+    assert str(store) in err
+
+
+def test_merge(run: Callable[..., Any], store: Path, tmp_path: Path, make_store: Callable[..., Path]) -> None:
+    for name in ("a", "b"):
+        ok(run("snapshot", store, tmp_path / name))
+        with Store.open(tmp_path / name).writer() as writer:
+            writer.delete(["d0", "d1", "d2"])
+            writer.add([Document(name, f"The {name} mill")])
+    into = ["merge", store, tmp_path / "a", tmp_path / "b"]
+    code, out, err = run(*into)
+    assert (code, out) == (1, "")
+    assert "d3" in one_line(err)
+    assert len(Store.open(store)) == 4
+    found = json.loads(ok(run(*into, "--on-duplicate", "skip", "--json")))
+    assert found == {"read": 4, "documents": 6, "documents_before": 4, "generation": 2}
+    assert list(Store.open(store)) == ["d0", "d1", "d2", "d3", "a", "b"]
+    out = ok(run(*into, "--on-duplicate", "replace"))
+    assert out == f"{store}: 6 documents, 6 before; 4 read, generation 3\n"
+    other = make_store(tmp_path / "other", DOCUMENTS, alpha=4.0)
+    code, _, err = run("merge", store, tmp_path / "a", other)
+    assert code == 1
+    assert f"{other}: cannot be merged: its alpha" in one_line(err)
+    assert Store.open(store).generation == 3
+
+
+def test_reindex_is_what_the_error_says(run: Callable[..., Any], store: Path, model_folder: Path) -> None:
+    postings = next((store / "bm25").glob("*.idx"))
+    postings.write_bytes(postings.read_bytes()[:-1])
+    for arguments in (["verify", store], ["ask", store, "amber", "--model", model_folder, *TINY]):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert "polyprag reindex STORE" in one_line(err)
+        assert str(store) in err
+    assert ok(run("reindex", store)) == f"{store}: index built anew, generation 2\n"
+    assert Store.open(store).search("amber")[0].id == "d0"
+    assert "whole" in ok(run("verify", store))
+
+
+def test_copies(run: Callable[..., Any], store: Path, tmp_path: Path) -> None:
+    digest = ok(run("digest", store)).strip()
+    assert digest == Store.open(store).digest()
+    packed, there, copy = tmp_path / "packed.tar", tmp_path / "unpacked", tmp_path / "copy"
+    total = json.loads(ok(run("inspect", store, "--json")))["total_bytes"]
+    about = {"documents": 4, "total_bytes": total, "digest": digest}
+    assert json.loads(ok(run("pack", store, packed, "--json"))) == {"path": str(packed), **about}
+    assert json.loads(ok(run("unpack", packed, there, "--json"))) == {"path": str(there), **about}
+    assert ok(run("snapshot", store, copy)) == f"{copy}: 4 documents, {total:,} bytes, digest {digest}\n"
+    for path in (there, copy):
+        assert ok(run("digest", path, "--expect", digest.upper())) == digest + "\n"
+    for arguments in (["pack", store, packed], ["unpack", packed, there], ["snapshot", store, copy]):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert f"{arguments[-1]}: " in one_line(err)
+    ok(run("delete", store, "d0"))
+    code, out, err = run("digest", store, "--expect", digest)
+    assert (code, out) == (1, "")
+    assert digest in one_line(err)
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[:-2000])
+    code, _, err = run("unpack", packed, tmp_path / "new")
+    assert code == 1
+    assert str(packed) in one_line(err)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_second_writer_is_told_of_the_first(store: Path, tmp_path: Path) -> None:
+    with Store.open(store).writer():
+        for arguments in (
+            ["delete", store, "d0"],
+            ["compact", store],
+            ["merge", store, store],
+            ["reindex", store],
+            ["rollback", store],
+        ):
+            done = process("-m", "polyprag", *arguments)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert f"process {os.getpid()} on " in one_line(done.stderr)
+            assert str(store) in done.stderr
+        assert process("-m", "polyprag", "snapshot", store, tmp_path / "copy").returncode == 0
+    assert process("-m", "polyprag", "delete", store, "d0").returncode == 0
+
+
+def test_a_reader_goes_on_while_the_store_changes(store: Path) -> None:
+    with Store.open(store) as reader:
+        for arguments in (
+            ["delete", store, "d0"],
+            ["compact", store],
+            ["delete", store, "d1"],
+            ["compact", store],
+        ):
+            assert process("-m", "polyprag", *arguments).returncode == 0
+        assert (list(reader), reader.search("amber")[0].id) == (["d0", "d1", "d2", "d3"], "d0")
+        assert reader.documents(["d0"]) == DOCUMENTS[:1]
+        assert reader.refresh()
+        assert (list(reader), reader.generation) == (["d2", "d3"], 5)
+
+
+def interrupted(child: subprocess.Popen[str]) -> None:
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "Stopped" in err
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "polyprag", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ctrl_c_while_unpacking(store: Path, tmp_path: Path) -> None:
+    Store.open(store).pack(tmp_path / "packed")
+    whole = (tmp_path / "packed").read_bytes()
+    pipe, new = tmp_path / "pipe", tmp_path / "new"
+    os.mkfifo(pipe)
+    child = start("unpack", pipe, new)
+    with pipe.open("wb", buffering=0) as end:  # as soon as the child has it open
+        end.write(whole[: len(whole) // 2])
+        interrupted(child)
+    assert not new.exists()
+    assert process("-m", "polyprag", "unpack", tmp_path / "packed", new).returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([store.name, "new", "packed", "pipe"])
+    assert Store.open(new).verify().documents == 4
+
+
+def test_ctrl_c_while_compacting(store: Path) -> None:
+    with Store.open(store).writer() as writer:
+        words = " ".join(f"w{i}" for i in range(2_000))
+        writer.add([Document(f"x{i}", f"{i} {words}") for i in range(2_000)])
+    child = start("compact", store)
+    while not list(store.glob("*-00000003*")) and child.poll() is None:
+        time.sleep(0.001)
+    interrupted(child)
+    with Store.open(store) as whole:
+        assert len(whole) == 2_004
+        assert whole.verify().documents == 2_004
+        assert whole.generation in (2, 3)
+    assert process("-m", "polyprag", "compact", store).returncode == 0
+    assert Store.open(store).verify().documents == 2_004
 
 
 # --- encode, ask, eval ------------------------------------------------------------------------------
@@ -351,6 +566,12 @@ def test_inspect(run: Callable[..., Any], store: Path) -> None:
     assert (found["documents"], found["base_model"], found["codec"]) == (4, "tiny", "f32")
     assert found["total_bytes"] == sum(part["bytes"] for part in found["parts"])
     assert found["combination"] == {"k": 1, "rule": "mean", "temperature": 1.0}
+    assert (found["expert_dtype"], found["digest"]) == ("float32", Store.open(store).digest())
+    rows = [line.split("│") for line in out.splitlines() if line.startswith("│")]
+    first, *parts, lora = [row[1].strip() for row in rows]
+    assert (first, lora) == ("all of it", "one LoRA a document")
+    assert sorted(parts) == sorted(part["role"] for part in found["parts"])
+    assert rows[0][2].strip() == f"{found['total_bytes']:,}"
 
 
 def test_no_colour_where_it_is_not_wanted(store: Path) -> None:
@@ -383,6 +604,14 @@ def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_fold
     code, out, err = run("add", new, store, *options, "--on-duplicate", "skip")
     assert (code, out) == (0, f"1 documents added to {store}\n")
     assert "fjord bridge" not in run("ask", store, "fjord", *options)[1], "it has no title"
+
+    changed = corpus(tmp_path / "changed.jsonl", {**rows[0], "text": "The amber mill burned down in 1874."})
+    code, out, err = run("add", changed, store, *options, "--on-duplicate", "replace")
+    assert (code, out) == (0, f"1 documents added to {store}\n"), err
+    with Store.open(store) as updated:
+        assert sorted(updated) == [0, 1, 2, 3, 9]
+        assert updated.documents([0])[0].text == "The amber mill burned down in 1874."
+        assert [hit.id for hit in updated.search("amber burned")] == [0]
 
     asked = [
         {"question": f"Where is the {n} mill?", "answers": [f"Ost {n}"], "documents": [i]}

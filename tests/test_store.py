@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -445,6 +446,334 @@ def test_float64_and_strided_routes_are_taken(path: Path) -> None:
         np.testing.assert_array_equal(store.routes(list("adbecf"), "z"), z)
 
 
+# --- many ids at once -------------------------------------------------------------------------------
+
+
+def in_order(store: Store, ids: Sequence[str | int], z: np.ndarray[Any, Any]) -> None:
+    assert list(store) == ids
+    np.testing.assert_array_equal(store.routes(ids, "z"), z)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.array([9, 3, 2**64 - 1, 0], dtype=np.uint64),
+        np.array([9, 3, 2**63 - 1, 0], dtype=np.int64),
+        np.array([9, 3, 255, 0], dtype=np.uint8),
+        np.array([9, 3, 7, 0], dtype=">i4"),
+        np.arange(8, dtype=np.uint64)[::-2],
+    ],
+    ids=["uint64", "int64", "uint8", "big endian", "strided"],
+)
+def test_integers_of_an_array_as_ids(path: Path, numbers: Any) -> None:
+    z = make_logits(4)
+    with Store.create(path, make_spec(id_type="u64"), make_experts()) as writer:
+        assert writer.add_arrays(numbers, z) == 4
+    with Store.open(path) as store:
+        in_order(store, numbers.tolist(), z)
+        np.testing.assert_array_equal(store.routes(numbers[1:], "z"), z[1:])
+        with store.writer() as writer:
+            assert writer.delete(numbers[:2]) == 2
+        assert store.refresh()
+        in_order(store, numbers.tolist()[2:], z[2:])
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        np.array(["a", "bö", "灯台", "d d"]),
+        np.array(["a", "bö", "灯台", "d d"], dtype=">U9"),
+        np.array(["a", "-", "bö", "-", "灯台", "-", "d d"])[::2],
+        np.char.encode(np.array(["a", "bö", "灯台", "d d"]), "utf-8"),
+        np.array(["a", "bö", "灯台", "d d"], dtype=object),
+    ],
+    ids=["U", "big endian", "strided", "S", "objects"],
+)
+def test_text_of_an_array_as_ids(path: Path, texts: Any) -> None:
+    z = make_logits(4)
+    with Store.create(path, make_spec(), make_experts()) as writer:
+        assert writer.add_arrays(texts, z) == 4
+    with Store.open(path) as store:
+        in_order(store, ["a", "bö", "灯台", "d d"], z)
+        np.testing.assert_array_equal(store.routes(texts, "z"), z)
+
+
+def test_arrays_that_hold_no_ids(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    with Store.create(path, make_spec(id_type="u64"), make_experts()) as writer:
+        refused: list[tuple[Any, str]] = [
+            (np.array([0, -1]), "id -1"),
+            (np.array(["7", "8"]), "integers"),
+            (np.array([b"7", b"8"]), "integers"),
+            (np.array([7.0, 8.0]), "id"),
+            (np.array([True, False]), "id"),
+            (np.array([[1, 2]]), "id"),
+            (np.array(7), "sequence of ids"),
+            (np.array([1, 2, 3]), "shape"),
+        ]
+        for ids, match in refused:
+            with pytest.raises(errors.InvalidInput, match=match):
+                writer.add_arrays(ids, make_logits(2))
+        assert writer.add_arrays(np.array([], dtype=np.uint64), make_logits(0)) == 0
+    assert len(Store.open(path)) == 0, "a refused call stages nothing"
+    with store.writer() as writer:
+        for ids, match in (
+            (np.array([1, 2]), "strings"),
+            (np.array([b"fine", b"\xff"]), r"\\xff.*UTF-8"),
+            (np.array(["a", "\ud800"]), "Unicode"),
+            (np.array(["a", ""]), "1 to 512"),
+            (np.array(["", ""]), "1 to 512"),
+            (np.array(["a", "x" * 600]), "1 to 512"),
+        ):
+            with pytest.raises(errors.InvalidInput, match=match):
+                writer.add_arrays(ids, make_logits(2))
+        z = make_logits(2)
+        z[1, 0, 0] = np.nan
+        with pytest.raises(errors.InvalidInput, match=r'document "b".*number 0 is NaN'):
+            writer.add_arrays(np.array(["a", "b"]), z)
+    assert not store.refresh()
+
+
+def test_duplicates_of_what_came_in_bulk_are_found_later(store: Store) -> None:
+    ids, z = np.array(["d1", "n", "n"]), make_logits(3, seed=9)
+    with pytest.raises(errors.DuplicateId, match="d1"), store.writer() as writer:
+        assert writer.add_arrays(ids[:2], z[:2]) == 2
+    writer = store.writer()
+    assert writer.add_arrays(ids[1:], z[1:]) == 2
+    with pytest.raises(errors.DuplicateId, match='"n"'):
+        writer.add([Document("later")])
+    with pytest.raises(errors.StoreClosed, match="failed before"):
+        writer.commit()
+    assert not store.refresh()
+    with store.writer() as writer:
+        writer.add_arrays(ids, z, on_duplicate="skip")
+    assert store.refresh()
+    assert list(store) == ["d0", "d1", "d2", "n"]
+    np.testing.assert_array_equal(store.routes(["d1", "n"], "z"), [make_logits(3)[1], z[1]])
+    with store.writer() as writer:
+        writer.add_arrays(ids, z, on_duplicate="replace")
+    assert store.refresh()
+    assert list(store) == ["d0", "d2", "d1", "n"]
+    np.testing.assert_array_equal(store.routes(["d1", "n"], "z"), z[[0, 2]])
+    assert store.search("Tidal") == [], "what was replaced is not found by its words any more"
+
+
+# --- the whole store --------------------------------------------------------------------------------
+
+
+def parts(store: Store) -> dict[str, int]:
+    return {part.role: part.bytes for part in store.info().parts}
+
+
+def test_compact(store: Store, path: Path) -> None:
+    for i in range(3):
+        with store.writer() as writer:
+            writer.add([Document(f"x{i}", f"filler {i}")], make_logits(1, seed=i))
+            writer.delete([f"d{i}"] if i < 2 else ["x0"])
+    assert store.refresh()
+    kept, before = list(store), store.info()
+    assert kept == ["d2", "x1", "x2"]
+    docnos = [hit.docno for hit in store.search("Saltmarket filler")]
+    z = store.routes(kept, "z")
+    with store.writer() as writer:
+        assert writer.compact() == before.generation + 1
+    assert list(store) == kept, "a reader keeps its generation"
+    assert store.refresh()
+    after = store.info()
+    assert after.total_bytes < before.total_bytes
+    assert "dead" not in parts(store)
+    assert [part.files for part in after.parts if part.role in ("routes", "ids", "documents")] == [1, 1, 1]
+    np.testing.assert_array_equal(store.routes(kept, "z"), z)
+    assert [hit.docno for hit in store.search("Saltmarket filler")] == docnos
+    assert store.documents(["d2"]) == documents()[2:]
+    assert store.verify().documents == 3
+
+
+def test_merge(store: Store, tmp_path: Path) -> None:
+    store.snapshot(tmp_path / "sister")
+    sister = Store.open(tmp_path / "sister")
+    z = make_logits(2, seed=5)
+    with sister.writer() as writer:
+        writer.add([Document("s", "A sister ship.")], z[:1])
+        writer.add([Document("d1", "Another Oda.")], z[1:], on_duplicate="replace")
+        writer.delete(["d0"])
+    sister.refresh()
+    with pytest.raises(errors.DuplicateId, match="d2"), store.writer() as writer:
+        assert writer.merge(sister) == 3
+    with store.writer() as writer:
+        assert writer.merge(sister, on_duplicate="skip") == 3
+    store.refresh()
+    assert list(store) == ["d0", "d1", "d2", "s"]
+    np.testing.assert_array_equal(store.routes(["d1", "s"], "z"), [make_logits(3)[1], z[0]])
+    assert [hit.id for hit in store.search("sister")] == ["s"]
+    with store.writer() as writer:
+        writer.merge(sister, on_duplicate="replace")
+    store.refresh()
+    assert sorted(store) == ["d0", "d1", "d2", "s"]
+    np.testing.assert_array_equal(store.routes(["d1", "s"], "z"), z[::-1])
+    assert store.documents(["d1"]) == [Document("d1", "Another Oda.")]
+    assert store.verify().documents == 4
+
+    stranger = Store.create(tmp_path / "stranger", make_spec(alpha=8.0), make_experts())
+    stranger.commit()
+    with store.writer() as writer:
+        with pytest.raises(errors.InvalidInput, match="alpha"):
+            writer.merge(Store.open(tmp_path / "stranger"))
+        sister.close()
+        with pytest.raises(errors.StoreClosed):
+            writer.merge(sister)
+        with pytest.raises(TypeError):
+            writer.merge("sister")  # type: ignore[arg-type]
+        with pytest.raises(errors.InvalidInput, match="on_duplicate"):
+            writer.merge(store, on_duplicate="perhaps")  # type: ignore[arg-type]
+    assert not store.refresh()
+
+
+def test_reindex_repairs_a_broken_index(store: Store, path: Path) -> None:
+    postings = next((path / "bm25").glob("*.idx"))
+    postings.write_bytes(postings.read_bytes()[:-1])
+    broken = Store.open(path)
+    with pytest.raises(errors.CorruptIndex, match="polyprag reindex STORE"):
+        broken.search("Tidal")
+    with broken.writer() as writer:
+        assert writer.reindex() == 2
+    assert broken.refresh()
+    assert [hit.id for hit in broken.search("Tidal lighthouse")] in (["d1", "d0"], ["d0", "d1"])
+    assert broken.verify().documents == 3
+
+    without = path.with_name("without")
+    Store.create(without, make_spec(keep_text=False), make_experts()).commit()
+    with pytest.raises(errors.InvalidInput, match="keeps no text"), Store.open(without).writer() as writer:
+        writer.reindex()
+
+
+def test_rollback(store: Store) -> None:
+    with pytest.raises(errors.InvalidInput, match="no generation before"), store.writer() as writer:
+        writer.rollback()
+    with store.writer() as writer:
+        writer.delete(["d0", "d1"])
+    with store.writer() as writer:
+        assert writer.rollback() == 3
+    assert store.refresh()
+    assert list(store) == ["d0", "d1", "d2"]
+    assert store.search("Tidal")[0].id == "d1"
+    assert store.verify().documents == 3
+    with store.writer() as writer:
+        assert writer.rollback() == 4, "going back can be undone"
+    store.refresh()
+    assert list(store) == ["d2"]
+
+
+def test_what_changes_the_whole_store_goes_by_what_is_committed(store: Store) -> None:
+    with store.writer() as writer:
+        writer.delete(["d0"])
+        for call in (writer.compact, writer.reindex, writer.rollback):
+            with pytest.raises(errors.InvalidInput, match="commit or discard"):
+                call()
+        writer.commit()
+        writer.compact()
+        writer.add([Document("more", "zebra")])
+    assert store.refresh()
+    assert (store.generation, list(store)) == (4, ["d1", "d2", "more"])
+    for call in (writer.compact, writer.reindex, writer.rollback, lambda: writer.merge(store)):
+        with pytest.raises(errors.StoreClosed, match="with block"):
+            call()
+
+
+def test_copies_have_the_digest_of_their_source(store: Store, tmp_path: Path) -> None:
+    digest = store.digest()
+    assert len(bytes.fromhex(digest)) == 32
+    assert digest == digest.lower()
+    store.snapshot(tmp_path / "copy")
+    store.pack(tmp_path / "one.tar")
+    store.pack(tmp_path / "two.tar")
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    Store.unpack(tmp_path / "one.tar", tmp_path / "unpacked")
+    for name in ("copy", "unpacked"):
+        with Store.open(tmp_path / name, expect_digest=digest) as same:
+            assert same.digest() == digest
+            assert same.verify().documents == 3
+            np.testing.assert_array_equal(same.routes(list(same), "z"), make_logits(3))
+            assert same.documents(list(same)) == documents()
+            assert same.search("Tidal")[0].id == "d1"
+    with store.writer() as writer:
+        writer.delete(["d0"])
+    assert store.digest() == digest, "a reader keeps its generation"
+    with pytest.raises(errors.CorruptStore, match=digest):
+        Store.open(store.path, expect_digest=digest)
+    store.snapshot(tmp_path / "older")
+    assert list(Store.open(tmp_path / "older", expect_digest=digest)) == ["d0", "d1", "d2"]
+
+
+def test_copies_go_nowhere_else(store: Store, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("x")
+    for call in (store.snapshot, store.pack):
+        with pytest.raises(FileExistsError):
+            call(tmp_path / "there")
+        with pytest.raises(FileNotFoundError):
+            call(tmp_path / "no" / "such")
+    store.pack(tmp_path / "packed")
+    whole = (tmp_path / "packed").read_bytes()
+    with pytest.raises(FileExistsError):
+        Store.unpack(tmp_path / "packed", path)
+    with pytest.raises(FileNotFoundError):
+        Store.unpack(tmp_path / "none", tmp_path / "new")
+    middle = bytearray(whole)
+    middle[len(whole) // 2] ^= 1
+    for bad in (b"", b"x" * 2048, whole[: len(whole) // 2], bytes(middle)):
+        (tmp_path / "packed").write_bytes(bad)
+        with pytest.raises(errors.CorruptStore):
+            Store.unpack(tmp_path / "packed", tmp_path / "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["island.polyprag", "packed", "there"]
+
+
+# --- other processes --------------------------------------------------------------------------------
+
+COMPACTS = """
+import sys
+from polyprag import Document, Store
+for i in range(3):
+    with Store.open(sys.argv[1]).writer() as writer:
+        writer.delete([f"d{i}"])
+        writer.add([Document(f"new{i}", "zebra")])
+    with Store.open(sys.argv[1]).writer() as writer:
+        writer.compact()
+"""
+
+
+def test_a_reader_keeps_its_generation_while_another_process_compacts(store: Store, path: Path) -> None:
+    reading = Store.open(path)
+    run_python(COMPACTS, str(path))
+    assert (reading.generation, list(reading)) == (1, ["d0", "d1", "d2"])
+    assert [hit.id for hit in reading.search("lighthouse")] == ["d0"]
+    assert reading.documents(["d0", "d1", "d2"]) == documents()
+    np.testing.assert_array_equal(reading.routes(["d2", "d0"], "z"), make_logits(3)[[2, 0]])
+    assert reading.verify().documents == 3
+    assert reading.refresh()
+    assert (reading.generation, list(reading)) == (7, ["new0", "new1", "new2"])
+    assert reading.verify().documents == 3
+    assert not reading.search("lighthouse")
+    assert len(reading.search("zebra")) == 3
+
+
+SECOND = """
+import sys
+from polyprag import Store, errors
+try:
+    Store.open(sys.argv[1]).writer()
+except errors.StoreLocked as error:
+    print(error)
+"""
+
+
+def test_the_second_writer_is_told_of_the_first(store: Store, path: Path) -> None:
+    with store.writer():
+        told = run_python(SECOND, str(path))
+    assert f"process {os.getpid()} on " in told
+    assert str(path) in told
+    assert run_python(SECOND, str(path)) == ""
+
+
 # --- closing ----------------------------------------------------------------------------------------
 
 
@@ -471,6 +800,9 @@ def test_closed_store(store: Store) -> None:
         store.info,
         store.verify,
         store.refresh,
+        store.digest,
+        lambda: store.snapshot("copy"),
+        lambda: store.pack("packed"),
         store.__enter__,
     ]
     for call in calls:

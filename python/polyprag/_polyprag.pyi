@@ -217,7 +217,11 @@ class Store:
     """One generation of a store, open for reading. Safe to share between threads."""
 
     @staticmethod
-    def open(path: str | PathLike[str]) -> Store: ...
+    def open(path: str | PathLike[str], *, expect_digest: str | None = None) -> Store:
+        """The newest generation. With ``expect_digest``, CorruptStore unless it has that digest."""
+    @staticmethod
+    def unpack(file: str | PathLike[str], path: str | PathLike[str]) -> None:
+        """Make a new store at ``path`` of a file that ``pack`` wrote, all of it checked."""
     @staticmethod
     def create(
         path: str | PathLike[str],
@@ -257,7 +261,7 @@ class Store:
     def routes(self, ids: Sequence[str | int], kind: Literal["w", "z", "code"] = "w") -> NDArray[np.float32]:
         """[n, groups, K] for ``w`` and ``z``, [n, d] for ``code``."""
     def records(self, ids: Sequence[str | int]) -> NDArray[np.uint8]:
-        """The records as the codec keeps them, of shape [n, width]; docs/format.md says what their bytes are."""
+        """The records as the codec keeps them, of shape [n, width]; see docs/format.md for their bytes."""
     def combined_route(
         self, ids: Sequence[str | int], weights: Sequence[float] | NDArray[np.floating[Any]] | None = None
     ) -> NDArray[np.float32]:
@@ -266,6 +270,16 @@ class Store:
     def is_routed(self, id: str | int) -> bool: ...
     def info(self) -> StoreInfo: ...
     def verify(self) -> VerifyReport: ...
+    def digest(self) -> str:
+        """What this generation is: the BLAKE3 of its manifest, which names every file with its own.
+
+        Copies (``snapshot``, ``pack``) have the digest of their source. Together with ``verify`` it vouches
+        for every byte.
+        """
+    def snapshot(self, path: str | PathLike[str]) -> None:
+        """Copy this generation, and nothing of others, to a new store at ``path``."""
+    def pack(self, path: str | PathLike[str]) -> None:
+        """Write this generation into one new file at ``path``, a tar archive of always the same bytes."""
     def refresh(self) -> bool:
         """Move on to the newest generation; True if there was one."""
     def close(self) -> None: ...
@@ -300,16 +314,37 @@ class Writer:
         """
     def add_arrays(
         self,
-        ids: Sequence[str | int],
+        ids: Sequence[str | int] | NDArray[np.integer[Any] | np.bytes_ | np.str_],
         routes: NDArray[np.float32],
         *,
         on_duplicate: Literal["error", "replace", "skip"] = "error",
     ) -> int:
-        """As ``add``, for documents without title and text (reachable by id only)."""
-    def delete(self, ids: Sequence[str | int]) -> int: ...
+        """Stage documents without title and text (reachable by id only), in bulk; returns how many.
+
+        Arrays are fastest: integers, or text as ``S`` (UTF-8) or ``U``. Duplicates are looked for later: with
+        ``"error"``, ``commit`` or the next ``add`` or ``delete`` raises DuplicateId and closes the writer.
+        """
+    def merge(self, store: Store, *, on_duplicate: Literal["error", "replace", "skip"] = "error") -> int:
+        """Stage the living documents of a store with the same experts, decoder and codec; returns how many.
+
+        Their routes are copied bit for bit. Duplicates are looked for later, as after ``add_arrays``.
+        """
+    def delete(self, ids: Sequence[str | int] | NDArray[np.integer[Any] | np.bytes_ | np.str_]) -> int:
+        """Stage deletions; all or none of a call. Returns how many documents it takes away."""
     def commit(self) -> int:
         """Make everything staged the next generation and return its number; the writer stays open."""
-    def discard(self) -> None: ...
+    def compact(self) -> int:
+        """Take what died out of the files and join segments, as a new generation; returns its number.
+
+        Documents keep their numbers and, bit for bit, their routes. Nothing may be staged. The bytes are free
+        when the generation before goes, with a later commit.
+        """
+    def reindex(self) -> int:
+        """Build the BM25 index anew from kept title and text, as a new generation; returns its number."""
+    def rollback(self) -> int:
+        """Go back to what the generation before held, as a new generation; returns its number."""
+    def discard(self) -> None:
+        """Forget everything staged, and close the writer."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self,

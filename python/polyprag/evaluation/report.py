@@ -426,13 +426,14 @@ def _table(title: str, *columns: str) -> Table:
 def footprint_table(footprint: Footprint) -> Table:
     """The bytes of each part, in all and a document, beside one LoRA a document."""
     table = _table(f"Footprint, {footprint.documents} documents", "part", "bytes", "bytes a document")
+    table.add_row(
+        "all of it", f"{footprint.total_bytes:,}", f"{footprint.bytes_per_document:,.1f}", style="bold"
+    )
+    table.add_section()
     for role, size in footprint.parts.items():
         each = size / footprint.documents if footprint.documents else 0.0
         table.add_row(_plain(role), f"{size:,}", f"{each:,.1f}")
     table.add_section()
-    table.add_row(
-        "all of it", f"{footprint.total_bytes:,}", f"{footprint.bytes_per_document:,.1f}", style="bold"
-    )
     lora = footprint.lora_bytes_per_document
     table.add_row("one LoRA a document", f"{lora * footprint.documents:,}", f"{lora:,.1f}")
     return table

@@ -35,7 +35,7 @@ pub enum Error {
 
     /// The BM25 index cannot be read; routes by id go on working without it.
     #[error(
-        "{}: corrupt BM25 index: {reason}; routes by id still work, and `polyprag reindex` rebuilds it from kept text",
+        "{}: corrupt BM25 index: {reason}; routes by id still work, and `polyprag reindex STORE` rebuilds it from kept text",
         file.display()
     )]
     CorruptIndex { file: PathBuf, reason: String },
@@ -50,7 +50,7 @@ pub enum Error {
 
     /// The BM25 index was written by a Tantivy version that can no longer be read.
     #[error(
-        "{}: the BM25 index is too old: {reason}; routes by id still work, and `polyprag reindex` rebuilds it from kept text",
+        "{}: the BM25 index is too old: {reason}; routes by id still work, and `polyprag reindex STORE` rebuilds it from kept text",
         file.display()
     )]
     IndexTooOld { file: PathBuf, reason: String },

@@ -40,7 +40,7 @@ mod verify;
 mod writer;
 
 pub use bm25::{Comparison, Condition, Filter, FilterField, FilterKind};
-pub use documents::{Document, DocumentId, MAX_FIELD};
+pub use documents::{Document, DocumentId, IdBatch, MAX_FIELD};
 pub use error::{Error, Result};
 pub use info::{PartInfo, StoreInfo};
 pub use manifest::FORMAT;

@@ -7,7 +7,8 @@ use roaring::RoaringTreemap;
 
 use crate::compact::MAX_GAP;
 use crate::documents::{
-    Contents, DocumentId, IdSegment, IdsChunk, KeptWriter, duplicates, join_and_find, join_ids,
+    Contents, DocumentId, IdBatch, IdSegment, IdsChunk, KeptWriter, duplicates, join_and_find,
+    join_ids,
 };
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory};
@@ -228,14 +229,15 @@ impl Staged {
         &mut self,
         dir: &Directory,
         codec: &dyn Codec,
-        ids: &[DocumentId],
+        ids: IdBatch<'_>,
         rows: &[f32],
         policy: OnDuplicate,
     ) -> Result<()> {
         self.set_policy(policy);
         let first = self.next;
-        for id in ids {
-            self.ids.chunk.push(id)?;
+        match ids {
+            IdBatch::Any(ids) => ids.iter().try_for_each(|id| self.ids.chunk.push(id))?,
+            IdBatch::U64(ids) => self.ids.chunk.extend_u64(ids)?,
         }
         self.next += ids.len() as u64;
         self.push_rows(dir, codec, first, rows)?;

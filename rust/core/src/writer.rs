@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use roaring::RoaringTreemap;
 
 use crate::bm25::{FilterValues, IndexWriter};
 use crate::collect::{self, next_generation};
-use crate::documents::{Contents, Document, DocumentId};
+use crate::documents::{Contents, Document, DocumentId, IdBatch};
 use crate::error::{Error, Result};
 use crate::experts::Experts;
 use crate::files::Directory;
@@ -200,18 +201,21 @@ impl Writer {
     /// Stages documents of which nothing but id and route is known, in bulk and in bounded memory.
     /// Duplicates are looked for later, by the commit or before the next `add` or `delete`: a
     /// [`Error::DuplicateId`] comes from there. Returns how many were staged.
-    pub fn add_arrays(
+    pub fn add_arrays<'i>(
         &mut self,
-        ids: &[DocumentId],
+        ids: impl Into<IdBatch<'i>>,
         routes: RouteRows<'_>,
         on_duplicate: OnDuplicate,
     ) -> Result<usize> {
+        let ids = ids.into();
         let session = self.session()?;
         session.check_shape(routes, ids.len())?;
         session.check_room(ids.len())?;
-        for (i, id) in ids.iter().enumerate() {
-            id.validate(session.spec.id_type)?;
-            session.check_row(id, session.row(routes, i))?;
+        ids.validate(session.spec.id_type)?;
+        let check = |i: usize, id: &dyn Display| session.check_row(id, session.row(routes, i));
+        match ids {
+            IdBatch::Any(ids) => (ids.iter().enumerate()).try_for_each(|(i, id)| check(i, id))?,
+            IdBatch::U64(ids) => (ids.iter().enumerate()).try_for_each(|(i, id)| check(i, id))?,
         }
         let staged = session.staged.push_many(
             &session.dir,
@@ -414,7 +418,7 @@ impl Session {
             .unwrap_or_default()
     }
 
-    fn check_row(&self, id: &DocumentId, row: &[f32]) -> Result<()> {
+    fn check_row(&self, id: &dyn Display, row: &[f32]) -> Result<()> {
         self.codec.check(row).map_err(|reason| {
             let codec = self.spec.codec;
             Error::invalid(format!(

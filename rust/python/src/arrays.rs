@@ -92,7 +92,7 @@ pub fn given<'py>(what: &str, value: &Bound<'py, PyAny>) -> PyResult<Given<'py>>
             format!("{what}: expected a numpy array, got {kind}"),
         ));
     };
-    let ordered = contiguous(array, None)?;
+    let ordered = contiguous(array, None::<&str>)?;
     if let Ok(array) = ordered.cast::<PyArrayDyn<f32>>() {
         return Ok(Given::F32(array.readonly()));
     }
@@ -125,13 +125,14 @@ pub fn float32<'py>(
             format!("{what}: expected float32, got {}", array.dtype()),
         ));
     }
-    let ordered = contiguous(array, Some("float32"))?;
+    let ordered = contiguous(array, "float32")?;
     Ok(ordered.cast::<PyArrayDyn<f32>>()?.readonly())
 }
 
-fn contiguous<'py>(
+/// The array itself, or its copy in C order and of another dtype.
+pub fn contiguous<'py>(
     array: &Bound<'py, PyUntypedArray>,
-    dtype: Option<&str>,
+    dtype: impl IntoPyObject<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = array.py();
     let options = PyDict::new(py);

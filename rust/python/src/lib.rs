@@ -13,6 +13,7 @@ mod arrays;
 mod document;
 mod errors;
 mod hit;
+mod id_arrays;
 mod ids;
 mod info;
 mod json;

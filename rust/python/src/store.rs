@@ -22,7 +22,7 @@ use crate::writer::Writer;
 #[pyclass(frozen, module = "polyprag._polyprag")]
 #[derive(Debug)]
 pub struct Store {
-    core: polyprag_core::Store,
+    pub core: polyprag_core::Store,
 }
 
 impl Store {
@@ -34,12 +34,23 @@ impl Store {
 
 #[pymethods]
 impl Store {
+    /// With `expect_digest`, only if the generation in force has that digest.
     #[staticmethod]
-    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let core = py
-            .detach(|| polyprag_core::Store::open(path))
-            .or_raise(py)?;
+    #[pyo3(signature = (path, *, expect_digest=None))]
+    fn open(py: Python<'_>, path: PathBuf, expect_digest: Option<&str>) -> PyResult<Self> {
+        let opened = py.detach(|| match expect_digest {
+            Some(digest) => polyprag_core::Store::open_expecting(path, digest),
+            None => polyprag_core::Store::open(path),
+        });
+        let core = opened.or_raise(py)?;
         Ok(Self { core })
+    }
+
+    /// Make a new store at `path` of a file that `pack` wrote.
+    #[staticmethod]
+    fn unpack(py: Python<'_>, file: PathBuf, path: PathBuf) -> PyResult<()> {
+        py.detach(|| polyprag_core::Store::unpack(file, path))
+            .or_raise(py)
     }
 
     /// A writer for a new store; nothing is visible at `path` before its first commit.
@@ -283,6 +294,21 @@ impl Store {
     /// Reads everything and compares it with every checksum.
     fn verify(&self, py: Python<'_>) -> PyResult<VerifyReport> {
         Ok(py.detach(|| self.core.verify()).or_raise(py)?.into())
+    }
+
+    /// What this generation is, as 64 hexadecimal digits. Copies have the digest of their source.
+    fn digest(&self, py: Python<'_>) -> PyResult<String> {
+        self.core.digest().or_raise(py)
+    }
+
+    /// Copy this generation, and nothing of others, to a new store at `path`.
+    fn snapshot(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| self.core.snapshot(path)).or_raise(py)
+    }
+
+    /// Write this generation into one new file at `path`.
+    fn pack(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| self.core.pack(path)).or_raise(py)
     }
 
     /// Move on to the newest generation; True if there was one.

@@ -3,12 +3,13 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use numpy::PyUntypedArrayMethods;
-use polyprag_core::{Error, OnDuplicate, Result, RouteRows};
+use polyprag_core::{Error, IdType, OnDuplicate, Result, RouteRows};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use crate::document::Document;
 use crate::errors::{OrRaise, invalid, to_python};
+use crate::store::Store;
 use crate::{arrays, ids};
 
 /// The one writer of a store. Leaving the `with` block cleanly commits; an exception discards.
@@ -132,7 +133,8 @@ impl Writer {
         self.with(py, |core| core.add(&staged, rows, on_duplicate))
     }
 
-    /// As `add`, for documents without title and text (reachable by id only).
+    /// Stage documents without title and text (reachable by id only), in bulk. Duplicates are found later:
+    /// by `commit`, or by the next `add` or `delete`, which then raise DuplicateId.
     #[pyo3(signature = (ids, routes, *, on_duplicate="error"))]
     fn add_arrays(
         &self,
@@ -142,24 +144,49 @@ impl Writer {
         on_duplicate: &str,
     ) -> PyResult<usize> {
         let on_duplicate = self::on_duplicate(py, on_duplicate)?;
-        let ids = self.many(py, ids)?;
+        let ids = ids::batch(ids, self.id_type(py)?)?;
+        let ids = ids.core()?;
         let routes = arrays::float32("routes", routes)?;
         let rows = RouteRows {
             shape: routes.shape(),
             data: routes.as_slice()?,
         };
-        self.with(py, |core| core.add_arrays(&ids, rows, on_duplicate))
+        self.with(py, |core| core.add_arrays(ids, rows, on_duplicate))
+    }
+
+    /// Stage the living documents of another store that has the same experts and decoder; returns how
+    /// many. Duplicates are found later, as after `add_arrays`.
+    #[pyo3(signature = (store, *, on_duplicate="error"))]
+    fn merge(&self, py: Python<'_>, store: &Bound<'_, Store>, on_duplicate: &str) -> PyResult<u64> {
+        let on_duplicate = self::on_duplicate(py, on_duplicate)?;
+        let other = &store.get().core;
+        self.with(py, |core| core.merge(other, on_duplicate))
     }
 
     /// Stage deletions; all or none of a call. Returns how many documents it takes away.
     fn delete(&self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let ids = self.many(py, ids)?;
+        let ids = ids::many(ids, self.id_type(py)?)?;
         self.with(py, |core| core.delete(&ids))
     }
 
     /// Make everything staged the next generation and return its number; the writer stays open.
     fn commit(&self, py: Python<'_>) -> PyResult<u64> {
         self.with(py, |core| core.commit())
+    }
+
+    /// Take what died out of the files and join segments, as a new generation; returns its number.
+    fn compact(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |core| core.compact())
+    }
+
+    /// Build the BM25 index anew from kept text, as a new generation; returns its number.
+    fn reindex(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |core| core.reindex())
+    }
+
+    /// Go back to what the generation before held, as a new generation; returns its number.
+    fn rollback(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |core| core.rollback())
     }
 
     /// Forget everything staged, and close the writer.
@@ -207,13 +234,8 @@ impl Writer {
 }
 
 impl Writer {
-    fn many(
-        &self,
-        py: Python<'_>,
-        ids: &Bound<'_, PyAny>,
-    ) -> PyResult<Vec<polyprag_core::DocumentId>> {
-        let id_type = self.with(py, |core| Ok(core.spec()?.id_type))?;
-        ids::many(ids, id_type)
+    fn id_type(&self, py: Python<'_>) -> PyResult<IdType> {
+        self.with(py, |core| Ok(core.spec()?.id_type))
     }
 
     fn close(&self, py: Python<'_>, reason: &'static str) -> PyResult<()> {

@@ -599,7 +599,10 @@ fn an_index_of_another_tantivy_is_told_at_the_first_search() {
     for _ in 0..2 {
         let error = old.get().unwrap_err();
         assert!(matches!(error, Error::IndexTooOld { .. }), "{error:?}");
-        assert!(error.to_string().contains("`polyprag reindex`"), "{error}");
+        assert!(
+            error.to_string().contains("`polyprag reindex STORE`"),
+            "{error}"
+        );
         assert!(error.to_string().contains("index_format v3"), "{error}");
     }
 

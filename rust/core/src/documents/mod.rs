@@ -1,5 +1,6 @@
 //! Documents: their ids, what is kept of them, and which of them are dead.
 
+mod batch;
 mod dead;
 mod ids;
 mod kept;
@@ -11,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::spec::{IdType, MAX_NAME};
 
+pub use batch::IdBatch;
 pub use dead::Dead;
 pub use ids::{IdSegment, IdsChunk, duplicates, join_and_find, join_ids};
 pub use kept::{Contents, KeptSegment, KeptWriter, LastBlock};

@@ -53,7 +53,6 @@ impl IdsChunk {
         Ok(())
     }
 
-    #[allow(dead_code)]
     pub fn extend_u64(&mut self, more: &[u64]) -> Result<()> {
         match &mut self.ids {
             Ids::U64(ids) => ids.extend_from_slice(more),

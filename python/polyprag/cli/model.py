@@ -1,48 +1,29 @@
-"""The command line: ``polyprag encode | add | ask | eval | inspect | verify | demo``.
+"""The commands that load a base model: encode, add, ask, eval and demo.
 
-torch and transformers are imported by the commands that need them, so that ``--help`` and ``inspect``
-answer at once.
+torch and transformers are imported where they are used, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-from polyprag._polyprag import Store, __version__
-from polyprag.errors import CorpusError, PolypragError, StoreError
+from polyprag._polyprag import Store
+from polyprag.cli.common import AsJson, OnDuplicate, StorePath, err, out, print_json, say
+from polyprag.cli.store import inspect
+from polyprag.errors import CorpusError
 
 if TYPE_CHECKING:
     from polyprag._polyprag import Document
     from polyprag.encode import Recipe
     from polyprag.evaluation.data import Question
 
-app = typer.Typer(
-    name="polyprag",
-    help="A corpus in the weights: latent LoRA experts, and a route of a few bytes for each document.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
-out = Console()
-err = Console(stderr=True)
-
-
 CorpusFormat = Literal["auto", "jsonl", "tsv", "unified"]
 Keep = Literal["gold", "first", "all"]
 Routing = Literal["code", "table"]
-OnDuplicate = Literal["error", "replace", "skip"]
 
-# readable=False: opening a file says what is wrong with it; typer would call it a wrong use of the command.
-StorePath = Annotated[
-    Path, typer.Argument(help="The store, a folder such as `wiki.polyprag`.", readable=False)
-]
 CorpusPath = Annotated[
     Path,
     typer.Argument(
@@ -75,25 +56,8 @@ Work = Annotated[
         readable=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 
 
-def _version(value: bool) -> None:
-    if value:
-        out.print(f"polyprag {__version__}", highlight=False)
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """A corpus in the weights: latent LoRA experts, and a route of a few bytes for each document."""
-
-
-@app.command()
 def encode(
     corpus: CorpusPath,
     store: StorePath,
@@ -153,14 +117,13 @@ def encode(
     from polyprag.models import load_base_model
 
     base = load_base_model(model, device=device, dtype=dtype)
-    _say(f"{len(documents)} documents, {base.name}, {base.device}")
+    say(f"{len(documents)} documents, {base.name}, {base.device}")
     with Bars(err) as bars, _Resumable(f"polyprag encode {corpus} {store} ..."):
         run(base, documents, store, recipe, codec=codec, keep_text=keep_text, work=work, reporter=bars)
-    _inspect(store, as_json=False)
-    _say(f'\nNext: polyprag ask {store} "..."')
+    inspect(store)
+    say(f'\nNext: polyprag ask {store} "..."')
 
 
-@app.command()
 def add(
     corpus: CorpusPath,
     store: StorePath,
@@ -176,6 +139,8 @@ def add(
 ) -> None:
     """Add documents to a store: only their routes are trained, nothing else in it changes.
 
+    With `--on-duplicate replace`, documents whose ids the store has take the place of those: an update.
+
     Example: `polyprag add new.jsonl wiki.polyprag`
     """
     from polyprag.encode import add as run
@@ -187,10 +152,9 @@ def add(
         base = base_model_of(opened, model, device=device, dtype=dtype)
     with Bars(err) as bars, _Resumable(f"polyprag add {corpus} {store}"):
         added = run(base, documents, store, on_duplicate=on_duplicate, work=work, reporter=bars)
-    _say(f"{added} documents added to {store}")
+    say(f"{added} documents added to {store}")
 
 
-@app.command()
 def ask(
     store: StorePath,
     question: Annotated[list[str], typer.Argument(help="One question or several.")],
@@ -218,7 +182,7 @@ def ask(
         answers = engine.ask_batch(question, k=k)
     for answer in answers:
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "question": answer.question,
                     "answer": answer.text,
@@ -228,16 +192,15 @@ def ask(
             )
             continue
         if len(answers) > 1:
-            _say(answer.question, "dim")
-        _say(answer.text or "(no answer)", "bold")
+            say(answer.question, "dim")
+        say(answer.text or "(no answer)", "bold")
         for source in answer.documents:
             weight = f"weight {source.weight:.2f}" if source.weight else "no route"
-            _say(f"  {source.title or source.id}  (BM25 {source.score:.2f}, {weight})", "dim")
+            say(f"  {source.title or source.id}  (BM25 {source.score:.2f}, {weight})", "dim")
         if not answer.documents:
-            _say("  no document matches the question: this is the base model's own answer", "yellow")
+            say("  no document matches the question: this is the base model's own answer", "yellow")
 
 
-@app.command(name="eval")
 def evaluate(
     store: StorePath,
     questions: Annotated[
@@ -289,35 +252,6 @@ def evaluate(
         result.save(report)
 
 
-@app.command()
-def inspect(store: StorePath, as_json: AsJson = False) -> None:
-    """Show what a store holds and where its bytes are.
-
-    Example: `polyprag inspect wiki.polyprag`
-    """
-    _inspect(store, as_json)
-
-
-@app.command()
-def verify(store: StorePath, as_json: AsJson = False) -> None:
-    """Check every byte of a store against its manifest; exit code 1 if anything is wrong.
-
-    Example: `polyprag verify wiki.polyprag`
-    """
-    try:
-        with Store.open(store) as opened:
-            found = opened.verify()
-    except StoreError as error:
-        if as_json:
-            _print_json({"ok": False, "error": str(error)})
-        raise
-    if as_json:
-        _print_json({"ok": True, "files": found.files, "bytes": found.bytes, "documents": found.documents})
-    else:
-        _say(f"{store}: whole ({found.documents:,} documents, {found.files} files, {found.bytes:,} bytes)")
-
-
-@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the store and the report go.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0,
@@ -370,49 +304,6 @@ def _recipe(*, epochs: int | None, pairs: int | None, rewrite: bool, seed: int, 
     return replace(recipe, augment=augment, samples=samples, train=replace(recipe.train, **train))
 
 
-def _inspect(store: Path, as_json: bool) -> None:
-    with Store.open(store) as opened:
-        info, spec = opened.info(), opened.spec
-    about = {
-        "base_model": spec.base_model.get("name"),
-        "experts": spec.experts,
-        "rank": spec.rank,
-        "alpha": spec.alpha,
-        "groups": spec.groups,
-        "modules": len(spec.modules),
-        "codec": spec.codec,
-        "phi": spec.phi,
-        "mixing": spec.mixing,
-        "combination": {
-            "k": spec.combination.k,
-            "rule": spec.combination.rule,
-            "temperature": spec.combination.temperature,
-        },
-        "analyser": spec.analyser,
-    }
-    if as_json:
-        _print_json({**info.to_dict(), **about})
-        return
-    from polyprag.evaluation.report import Footprint, footprint_table
-
-    unrouted = f" ({info.unrouted:,} without a route)" if info.unrouted else ""
-    _say(f"{store}: generation {info.generation}, {info.documents:,} documents{unrouted}")
-    _say(
-        f"{about['base_model']}; {spec.experts} experts of rank {spec.rank}, alpha {spec.alpha:g}, "
-        f"{spec.groups} route groups; routes as {spec.codec}"
-    )
-    out.print(footprint_table(Footprint.of(info)))
-
-
-def _say(text: str, style: str | None = None, console: Console = out) -> None:
-    """A line as it is: paths and answers hold brackets, and are copied from the terminal."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-
-
 class _Resumable:
     """Says, on Ctrl-C, that nothing is lost and how to go on."""
 
@@ -425,46 +316,4 @@ class _Resumable:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is KeyboardInterrupt:
             kept = "Stopped. What was done is kept; the same command goes on from there"
-            _say(f"\n{kept}: {self.command}", "yellow", err)
-
-
-def main() -> None:
-    """Entry point: known failures become one line and exit code 1, Ctrl-C exit code 130."""
-    try:
-        code = app(standalone_mode=False)
-    except typer.Exit as leave:
-        raise SystemExit(leave.exit_code) from None
-    except (typer.Abort, KeyboardInterrupt):
-        raise SystemExit(130) from None
-    except subprocess.CalledProcessError as error:
-        # The child has said what was wrong.
-        raise SystemExit(error.returncode if error.returncode > 0 else 1) from None
-    except PolypragError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(_os_message(error))
-    except ImportError as error:
-        _fail(f"{error}; install what this command needs: pip install 'polyprag[all]'")
-    except Exception as error:
-        # What typer itself raises for a wrong option knows how to show itself.
-        if not hasattr(error, "format_message"):
-            raise
-        error.show()  # type: ignore[attr-defined]
-        raise SystemExit(2) from None
-    if code:
-        # Some versions of typer return the code of an exit, or 130 for Ctrl-C, and raise nothing.
-        raise SystemExit(code)
-
-
-def _os_message(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
-
-
-def _fail(message: str) -> None:
-    _say(f"Error: {' '.join(message.split())}", "red", err)
-    raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()
+            say(f"\n{kept}: {self.command}", "yellow", err)

@@ -1,0 +1,252 @@
+"""The commands that look after a store, and need no base model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polyprag._polyprag import Store
+from polyprag.cli.common import AsJson, NewStorePath, OnDuplicate, StorePath, out, print_json, say, working
+from polyprag.errors import InvalidInput, StoreError
+
+PackedPath = Annotated[Path, typer.Argument(help="The one file, such as `wiki.tar`.", readable=False)]
+
+
+def inspect(store: StorePath, as_json: AsJson = False) -> None:
+    """Show what a store holds and where its bytes are.
+
+    Example: `polyprag inspect wiki.polyprag`
+    """
+    with Store.open(store) as opened:
+        info, spec, digest = opened.info(), opened.spec, opened.digest()
+        expert_dtype = next(iter(opened.experts.values())).dtype.name
+    about = {
+        "digest": digest,
+        "base_model": spec.base_model.get("name"),
+        "experts": spec.experts,
+        "expert_dtype": expert_dtype,
+        "rank": spec.rank,
+        "alpha": spec.alpha,
+        "groups": spec.groups,
+        "modules": len(spec.modules),
+        "codec": spec.codec,
+        "phi": spec.phi,
+        "mixing": spec.mixing,
+        "combination": {
+            "k": spec.combination.k,
+            "rule": spec.combination.rule,
+            "temperature": spec.combination.temperature,
+        },
+        "analyser": spec.analyser,
+    }
+    if as_json:
+        print_json({**info.to_dict(), **about})
+        return
+    from polyprag.evaluation.report import Footprint, footprint_table
+
+    unrouted = f" ({info.unrouted:,} without a route)" if info.unrouted else ""
+    say(f"{store}: generation {info.generation}, {info.documents:,} documents{unrouted}")
+    say(
+        f"{about['base_model']}; {spec.experts} experts of rank {spec.rank} as {expert_dtype}, "
+        f"alpha {spec.alpha:g}, {spec.groups} route groups; routes as {spec.codec}"
+    )
+    out.print(footprint_table(Footprint.of(info)))
+
+
+def verify(store: StorePath, as_json: AsJson = False) -> None:
+    """Check every byte of a store against its manifest; exit code 1 if anything is wrong.
+
+    Example: `polyprag verify wiki.polyprag`
+    """
+    try:
+        with Store.open(store) as opened:
+            found = working(f"Verifying {store}", lambda _: opened.verify())
+    except StoreError as error:
+        if as_json:
+            print_json({"ok": False, "error": str(error)})
+        raise
+    if as_json:
+        print_json({"ok": True, "files": found.files, "bytes": found.bytes, "documents": found.documents})
+    else:
+        say(f"{store}: whole ({found.documents:,} documents, {found.files} files, {found.bytes:,} bytes)")
+
+
+def digest(
+    store: StorePath,
+    expect: Annotated[
+        str | None, typer.Option(metavar="HEX", help="Exit code 1 unless the digest is this one.")
+    ] = None,
+) -> None:
+    """Print the digest of a store: copies have the same, and with `verify` it vouches for every byte.
+
+    Example: `polyprag digest wiki.polyprag`
+    """
+    if expect is not None and not re.fullmatch(r"[0-9a-f]{64}", expect := expect.strip().lower()):
+        raise typer.BadParameter("a digest has 64 hexadecimal digits", param_hint="--expect")
+    with Store.open(store, expect_digest=expect) as opened:
+        say(opened.digest())
+
+
+def delete(
+    store: StorePath,
+    id: Annotated[list[str], typer.Argument(help="Ids of the documents.")],
+    as_json: AsJson = False,
+) -> None:
+    """Delete documents from a store; all of them or, if one is not there, none.
+
+    Their bytes go when the store is compacted.
+
+    Example: `polyprag delete wiki.polyprag Q7259 Q11571`
+    """
+    with Store.open(store) as opened:
+        ids = [_id(text, opened.spec.id_type) for text in id]
+        with opened.writer() as writer:
+            deleted = writer.delete(ids)
+            generation = writer.commit()
+    if as_json:
+        print_json({"deleted": deleted, "generation": generation})
+    else:
+        say(f"{store}: {deleted:,} documents deleted, generation {generation}")
+
+
+def compact(store: StorePath, as_json: AsJson = False) -> None:
+    """Take deleted and replaced documents out of the files of a store, and join its segments.
+
+    The generation before stays for rollback, and its files with it, until the next commit.
+
+    Example: `polyprag compact wiki.polyprag`
+    """
+    with Store.open(store) as opened:
+        before = opened.info().total_bytes
+        generation = working(f"Compacting {store}", lambda _: _changed(opened, lambda w: w.compact()))
+        after = opened.info().total_bytes
+    if as_json:
+        print_json({"generation": generation, "total_bytes": after, "total_bytes_before": before})
+    else:
+        say(f"{store}: {after:,} bytes, {before:,} before; generation {generation}")
+
+
+def merge(
+    into: Annotated[Path, typer.Argument(help="The store that takes the documents.", readable=False)],
+    source: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FROM...", help="Stores of the same experts, decoder and codec.", readable=False
+        ),
+    ],
+    on_duplicate: Annotated[OnDuplicate, typer.Option(help="What to do with ids that come again.")] = "error",
+    as_json: AsJson = False,
+) -> None:
+    """Take the documents of other stores into one; those stores stay as they are.
+
+    Only stores that were encoded together, or one from the other by adding documents, have the same experts.
+
+    Example: `polyprag merge wiki.polyprag news.polyprag --on-duplicate replace`
+    """
+
+    def work(step: Callable[[str], None]) -> tuple[int, int]:
+        read = 0
+        with opened.writer() as writer:
+            for path in source:
+                step(str(path))
+                with Store.open(path) as other:
+                    read += writer.merge(other, on_duplicate=on_duplicate)
+            step("committing")
+            return read, writer.commit()
+
+    with Store.open(into) as opened:
+        before = len(opened)
+        read, generation = working(f"Merging into {into}", work)
+        opened.refresh()
+        after = len(opened)
+    if as_json:
+        print_json({"read": read, "documents": after, "documents_before": before, "generation": generation})
+    else:
+        say(f"{into}: {after:,} documents, {before:,} before; {read:,} read, generation {generation}")
+
+
+def reindex(store: StorePath, as_json: AsJson = False) -> None:
+    """Build the BM25 index anew from the titles and texts that a store keeps.
+
+    Example: `polyprag reindex wiki.polyprag`
+    """
+    with Store.open(store) as opened:
+        generation = working(f"Indexing {store}", lambda _: _changed(opened, lambda w: w.reindex()))
+    _say_generation(store, generation, "index built anew", as_json)
+
+
+def rollback(store: StorePath, as_json: AsJson = False) -> None:
+    """Go back to what a store held before its last commit; again, and it is undone.
+
+    Example: `polyprag rollback wiki.polyprag`
+    """
+    with Store.open(store) as opened:
+        generation = _changed(opened, lambda w: w.rollback())
+        documents = len(opened)
+    _say_generation(store, generation, f"back to {documents:,} documents", as_json)
+
+
+def snapshot(store: StorePath, dest: NewStorePath, as_json: AsJson = False) -> None:
+    """Copy the newest generation of a store, every byte checked, to a new store.
+
+    Example: `polyprag snapshot wiki.polyprag backup.polyprag`
+    """
+    with Store.open(store) as opened:
+        working(f"Copying {store}", lambda _: opened.snapshot(dest))
+        _say_copy(dest, opened, as_json)
+
+
+def pack(store: StorePath, file: PackedPath, as_json: AsJson = False) -> None:
+    """Write the newest generation of a store, every byte checked, into one file to ship.
+
+    Example: `polyprag pack wiki.polyprag wiki.tar`
+    """
+    with Store.open(store) as opened:
+        working(f"Packing {store}", lambda _: opened.pack(file))
+        _say_copy(file, opened, as_json)
+
+
+def unpack(file: PackedPath, store: NewStorePath, as_json: AsJson = False) -> None:
+    """Make a new store of a packed one, every byte checked.
+
+    Example: `polyprag unpack wiki.tar wiki.polyprag`
+    """
+    working(f"Unpacking {file}", lambda _: Store.unpack(file, store))
+    with Store.open(store) as opened:
+        _say_copy(store, opened, as_json)
+
+
+def _id(text: str, id_type: str) -> str | int:
+    if id_type == "string":
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidInput(f"id {text!r}: the ids of this store are integers")
+    return int(text)
+
+
+def _changed(opened: Store, change: Callable[[Any], int]) -> int:
+    """The generation that a change makes; ``opened`` moves on to it."""
+    with opened.writer() as writer:
+        generation = change(writer)
+    opened.refresh()
+    return generation
+
+
+def _say_generation(store: Path, generation: int, what: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"generation": generation})
+    else:
+        say(f"{store}: {what}, generation {generation}")
+
+
+def _say_copy(path: Path, copied: Store, as_json: bool) -> None:
+    info, digest = copied.info(), copied.digest()
+    if as_json:
+        about = {"documents": info.documents, "total_bytes": info.total_bytes, "digest": digest}
+        print_json({"path": str(path), **about})
+    else:
+        say(f"{path}: {info.documents:,} documents, {info.total_bytes:,} bytes, digest {digest}")
