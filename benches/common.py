@@ -70,9 +70,10 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def in_child(script: str, *words: object) -> dict[str, Any]:
-    """Run a part of a bench in a process of its own, whose last line is its JSON."""
+    """Run a part of a bench in a process of its own, with one thread for numpy; its last line is its JSON."""
     command = [sys.executable, script, "--child", *map(str, words)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | threads)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -3,15 +3,16 @@
     python benches/store_peers.py --json benches/results/store_peers.json
     python benches/store_peers.py --quick
 
-The same codes (64 bytes a document, ids ``wiki-%09d``) in a polyprag store, LMDB, SQLite, a safetensors file, a numpy
-memmap, and one LoRA file a document (the way of PRAG; a thousand of them, and its size is counted for all). Ten random ids at a
-time, warm, one thread:
+The same codes (64 bytes a document, ids ``wiki-%09d``) in a polyprag store, LMDB, SQLite, a safetensors
+file, a numpy memmap, and one LoRA file a document (the way of PRAG; a thousand of them, and its size is
+counted for all). Ten random ids at a time, warm, one thread:
 
 (a) the bytes of the code, as they are kept;
-(b) the weights w: peers decode the same codes with numpy (float32: codes times scales, decoder, normalised sigmoid).
+(b) the weights w: peers decode the same codes with numpy (float32: scales, decoder, normalised sigmoid).
 
-Outputs are compared. safetensors and memmap know no ids: they are given row numbers. Needs lmdb and
-safetensors; a peer that is not installed is left out, and said so.
+Outputs are compared. safetensors and memmap know no ids: they are given row numbers, and an array of the
+ids beside them counts for their size. Experts and decoder count for none: every way needs them. Needs
+lmdb and safetensors; a peer that is not installed is left out, and said so.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import CODE, EXPERTS, MODULES, RANK, arguments, create, median, report, spec
 from numpy.typing import NDArray
-from store_scale import ids as make_ids
 
+from common import CODE, EXPERTS, MODULES, RANK, arguments, create, in_child, median, report, spec
 from polyprag import Store
+from store_scale import ids as make_ids
 
 Code = NDArray[np.uint8]
 Read = Callable[[Sequence[int], Sequence[str]], Code]
@@ -40,6 +41,10 @@ LORA_FILES = 1_000
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        results, ratios = measure(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+        print(json.dumps({"results": results, "ratios": ratios}))
+        return
     parser = arguments(__doc__)
     parser.add_argument("--documents", type=int)
     options = parser.parse_args()
@@ -47,7 +52,7 @@ def main() -> None:
     rounds = 300 if options.quick else 3_000
     work = Path(tempfile.mkdtemp(prefix="polyprag-peers-", dir=options.work))
     try:
-        report(options.json, *measure(work, n, rounds))
+        report(options.json, **in_child(__file__, work, n, rounds))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -55,13 +60,14 @@ def main() -> None:
 def measure(work: Path, n: int, rounds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
     names = make_ids("wiki", 0, n)
     keys = [name.decode() for name in names]
+    codes = np.random.default_rng(7).standard_normal((n, CODE), dtype=np.float32).clip(-4, 4)
+    codes[0], codes[1] = -4, 4  # one set of scales for all, which the peers' decoder below expects
     with create(work / "store", spec("string")) as writer:
-        draw = np.random.default_rng(7)
-        writer.add_arrays(names, draw.standard_normal((n, CODE), dtype=np.float32))
+        writer.add_arrays(names, codes)
     store = Store.open(work / "store")
     raw = np.concatenate([store.records(keys[i : i + 65_536]) for i in range(0, n, 65_536)])
 
-    readers: dict[str, tuple[Read, int]] = {"polyprag": (lambda _, k: store.records(k), _bytes(work / "store"))}
+    readers: dict[str, tuple[Read, int]] = {"polyprag": (lambda _, k: store.records(k), _routes_bytes(store))}
     for name, make in PEERS.items():
         try:
             readers[name] = make(work, keys, raw)
@@ -112,7 +118,15 @@ def _time(read: Read, questions: list[tuple[list[int], list[str]]]) -> float:
 
 
 def _bytes(path: Path) -> int:
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )
+
+
+def _routes_bytes(store: Store) -> int:
+    return sum(p.bytes for p in store.info().parts if p.role not in ("experts", "decoder"))
 
 
 def _decoder(store: Store, keys: list[str]) -> Callable[[Code], NDArray[np.float32]]:
@@ -140,11 +154,9 @@ def _lmdb(work: Path, keys: list[str], raw: Code) -> tuple[Read, int]:
 
     path = work / "lmdb"
     environment = lmdb.open(str(path), map_size=64 << 30, readahead=False)
-    with environment.begin(write=True) as transaction:
-        with transaction.cursor() as cursor:
-            cursor.putmulti(
-                ((key.encode(), row.tobytes()) for key, row in zip(keys, raw, strict=True)), append=True
-            )
+    with environment.begin(write=True) as transaction, transaction.cursor() as cursor:
+        pairs = ((key.encode(), row.tobytes()) for key, row in zip(keys, raw, strict=True))
+        cursor.putmulti(pairs, append=True)
     reader = environment.begin(buffers=True)
 
     def read(_: Sequence[int], asked: Sequence[str]) -> Code:
@@ -162,7 +174,7 @@ def _sqlite(work: Path, keys: list[str], raw: Code) -> tuple[Read, int]:
     )
     connection.commit()
     connection.execute("pragma mmap_size = 68719476736")
-    query = f"select id, code from route where id in ({','.join('?' * AT_ONCE)})"
+    query = "select id, code from route where id in (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
     def read(_: Sequence[int], asked: Sequence[str]) -> Code:
         found = dict(connection.execute(query, asked))
@@ -182,14 +194,20 @@ def _safetensors(work: Path, keys: list[str], raw: Code) -> tuple[Read, int]:
     def read(rows: Sequence[int], _: Sequence[str]) -> Code:
         return np.concatenate([part[row : row + 1] for row in rows])
 
-    return read, _bytes(path)
+    return read, _bytes(path) + _ids_bytes(work, keys)
 
 
 def _memmap(work: Path, keys: list[str], raw: Code) -> tuple[Read, int]:
     path = work / "codes.npy"
     np.save(path, raw)
     codes = np.load(path, mmap_mode="r")
-    return (lambda rows, _: np.asarray(codes[rows])), _bytes(path)
+    return (lambda rows, _: np.asarray(codes[rows])), _bytes(path) + _ids_bytes(work, keys)
+
+
+def _ids_bytes(work: Path, keys: list[str]) -> int:
+    path = work / "ids.npy"
+    np.save(path, np.array(keys, dtype="S"))
+    return _bytes(path)
 
 
 PEERS: dict[str, Callable[[Path, list[str], Code], tuple[Read, int]]] = {

@@ -3,9 +3,10 @@
     python benches/store_scale.py --json benches/results/store_scale.json      (about half an hour, 40 GB)
     python benches/store_scale.py --quick
 
-Codes are generated (64 bytes a document), ids are u64, ``wiki-%09d`` or UUIDs; there are no texts and no BM25
-index. Every store is built and opened in a process of its own. "build" is from the first call of the writer to the
-end of the commit, finding duplicates included; making ids and codes is not counted.
+Codes are generated (64 bytes a document); ids are ``u64`` (0, 1, 2 ...), ``mixed`` (random u64),
+``wiki`` (``wiki-%09d``) or ``uuid``; there are no texts and no BM25 index. Every store is built and
+opened in a process of its own. "build" is from the first call of the writer to the end of the commit,
+finding duplicates included; making ids and codes is not counted.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import CODE, arguments, create, in_child, median, memory, report, seconds, spec
 from numpy.typing import NDArray
 
+from common import CODE, arguments, create, in_child, median, memory, report, seconds, spec
 from polyprag import Store
 
 BATCH = 1_000_000
 ROUTES = 10
-KINDS = ("u64", "wiki", "uuid")
+KINDS = ("u64", "mixed", "wiki", "uuid")
+NUMBERS = ("u64", "mixed")
 SIZES = (1_000, 100_000, 10_000_000, 100_000_000)
 QUICK = (1_000, 100_000, 1_000_000)
 
@@ -75,6 +77,8 @@ def ids(kind: str, first: int, n: int) -> NDArray[Any]:
     numbers = np.arange(first, first + n, dtype=np.uint64)
     if kind == "u64":
         return numbers
+    if kind == "mixed":
+        return _mix(numbers)
     if kind == "wiki":
         text = np.empty((n, 14), dtype=np.uint8)
         text[:, :5] = np.frombuffer(b"wiki-", dtype=np.uint8)
@@ -109,7 +113,7 @@ def codes(n: int) -> NDArray[np.float32]:
 def build(kind: str, size: int, path: Path) -> dict[str, Any]:
     block = codes(min(BATCH, size))
     taken = time.perf_counter()
-    writer = create(path, spec("u64" if kind == "u64" else "string"))
+    writer = create(path, spec("u64" if kind in NUMBERS else "string"))
     taken = time.perf_counter() - taken
     for first in range(0, size, BATCH):
         n = min(BATCH, size - first)
@@ -168,7 +172,7 @@ def read(kind: str, size: int, path: Path) -> dict[str, Any]:
 
 def _id(kind: str, number: int) -> int | str:
     one = ids(kind, number, 1)[0]
-    return int(one) if kind == "u64" else one.decode()
+    return int(one) if kind in NUMBERS else one.decode()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from polyprag._polyprag import Combination, Document, Module, Store, StoreSpec, Writer
 from polyprag.augment import Augmentation, AugmentSettings, augment, read_pairs
@@ -16,6 +17,7 @@ from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, DuplicateId, InvalidInput
 from polyprag.layers import ModuleShape, find_targets
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
+from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
 from polyprag.trainer import Encoding, Progress, TrainSettings, train
 
@@ -244,12 +246,18 @@ def _check_ids(documents: Sequence[Document], kind: type) -> None:
 
 
 def stored_routes(encoding: Encoding, codec: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The routes as ``codec`` takes them: codes [n, d], or logits [n, G, K] decoded from the codes."""
-    if codec.startswith("code") or encoding.decoder is None:
+    """The routes as ``codec`` takes them: codes [n, d], or logits or weights [n, G, K]."""
+    if codec.startswith("code"):
         return encoding.routes
-    V, b = encoding.decoder
-    z = encoding.routes @ V.T + b
-    return np.ascontiguousarray(z.reshape(len(z), -1, encoding.settings.experts), dtype=np.float32)
+    z = encoding.routes
+    if encoding.decoder is not None:
+        V, b = encoding.decoder
+        z = z @ V.T + b
+    z = np.ascontiguousarray(z.reshape(len(z), -1, encoding.settings.experts), dtype=np.float32)
+    if not codec.startswith("sparse"):
+        return z
+    phi = Phi(encoding.settings.phi, encoding.settings.top_k)
+    return np.ascontiguousarray(phi(torch.from_numpy(z)).numpy())
 
 
 def _augment(
@@ -274,11 +282,11 @@ def _spec(
     keep_text: bool,
 ) -> StoreSpec:
     s = recipe.train
-    own_codec = f"code({s.code_dim})" if s.routing == "code" else "q8"
-    codec = codec or own_codec
-    if codec.startswith("code") and codec != own_codec:
-        made = f"codes of {s.code_dim} numbers" if s.routing == "code" else "a table"
-        fit = f"{own_codec}, q8, f16 or f32" if s.routing == "code" else "q8, f16 or f32"
+    codes = [f"code({s.code_dim})", f"code({s.code_dim},int4)"] if s.routing == "code" else []
+    codec = codec or (codes[0] if codes else "q8")
+    if codec.startswith("code") and codec not in codes:
+        made = f"codes of {s.code_dim} numbers" if codes else "a table"
+        fit = ", ".join([*codes, "f32, f16, q8, q4, q2, q1 or sparse(k)"])
         raise InvalidInput(f"codec {codec}: the routes are trained as {made}; use {fit}")
     return StoreSpec(
         modules=[
@@ -305,7 +313,12 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
     spec = store.spec
     decoder = store.decoder
     sample = [id for id, _ in zip(store, range(4096), strict=False) if store.is_routed(id)]
-    routes = store.routes(sample, kind="code" if decoder is not None else "z")
+    if spec.codec.startswith("sparse"):
+        # Logits that phi takes to these weights, as near as finite numbers can.
+        w = store.routes(sample).clip(1e-4, 1 - 1e-4)
+        routes = np.log(w) - np.log1p(-w) if spec.phi == "sigmoid" else np.log(w)
+    else:
+        routes = store.routes(sample, kind="code" if decoder is not None else "z")
     settings = replace(
         settings,
         routing="code" if decoder is not None else "table",

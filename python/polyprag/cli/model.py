@@ -83,7 +83,10 @@ def encode(
     ] = False,
     codec: Annotated[
         str | None,
-        typer.Option(help="How routes are kept: `f32`, `f16`, `q8`, or `code(d)` for code routing."),
+        typer.Option(
+            help="How routes are kept: `code(d)` or `code(d,int4)` for code routing; `f32`, `f16`, `q8`, "
+            "`q4`, `q2`, `q1`, `sparse(k)`."
+        ),
     ] = None,
     keep_text: Annotated[
         bool, typer.Option(help="Keep the texts in the store, for RAG, Combine and reindexing.")
