@@ -133,7 +133,9 @@ def make_store(
     from polyprag.layers import find_targets
     from polyprag.models import BaseModel, fingerprint
 
-    def make(path: Path, documents: list[Document], *, unrouted: int = 0, **changes: Any) -> Path:
+    def make(
+        path: Path, documents: list[Document], *, unrouted: int = 0, expert_dtype: Any = None, **changes: Any
+    ) -> Path:
         base = BaseModel(build_model(), tokenizer, "tiny")
         shapes = find_targets(base.model)
         settings: dict[str, Any] = {
@@ -152,7 +154,7 @@ def make_store(
             experts[f"{m.name}.A"] = rng.normal(0, 0.3, (4, 2, m.in_features)).astype(np.float32)
             experts[f"{m.name}.B"] = rng.normal(0, 0.3, (m.out_features, 4, 2)).astype(np.float32)
         routed = documents[: len(documents) - unrouted]
-        with Store.create(path, StoreSpec(**settings), experts) as writer:
+        with Store.create(path, StoreSpec(**settings), experts, expert_dtype=expert_dtype) as writer:
             writer.add(routed, rng.normal(0, 4, (len(routed), len(shapes), 4)).astype(np.float32))
             if unrouted:
                 writer.add(documents[len(routed) :])

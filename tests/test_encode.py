@@ -232,6 +232,7 @@ def test_what_the_store_would_refuse_is_refused_first(
     refuse(InvalidInput, "trained as a table; use f32, f16, q8", recipe=TABLE, codec="code(6)")
     refuse(InvalidInput, r"codes of 6 numbers; use code\(6\)", codec="code(64)")
     refuse(InvalidInput, "codec", codec="f12")
+    refuse(InvalidInput, "expert_dtype: expected one of float32, .*, got 'f16'", expert_dtype="f16")
     nothing = replace(RECIPE, train=replace(RECIPE.train, targets=("nothing",)))
     refuse(InvalidInput, "no linear layer", recipe=nothing)
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -75,6 +76,36 @@ def test_the_store_says_how_many_and_how(make_store: MakeStore, tmp_path: Path, 
         assert [d.weight for d in engine.ask(question, rule="first", k=2).documents] == [1, 0]
         assert [d.weight for d in engine.ask(question, rule="sum", k=2).documents] == [1, 1]
         assert len(engine.ask(question, k=100).documents) == len(DOCUMENTS), "all of them have 'mill'"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_experts_of_a_narrow_dtype_are_attached_as_they_are_decoded(
+    make_store: MakeStore, tmp_path: Path, tiny_base: BaseModel, path: Path, dtype: Any
+) -> None:
+    narrow = make_store(tmp_path / dtype, DOCUMENTS, unrouted=1, expert_dtype=dtype)
+    with Store.open(path) as wide:
+        exact = wide.experts
+    with Engine.open(narrow, tiny_base) as engine:
+        assert engine.store.expert_dtype == dtype
+        answers = engine.ask_batch(QUESTIONS)
+        assert len({a.text for a in answers}) == len(NAMES), "the routes tell them apart"
+        attached = engine.routed.experts()
+        for name, array in engine.store.experts.items():
+            np.testing.assert_array_equal(attached[name], array)
+            # 8 binary digits, or half of a row's largest number / 127.
+            bound = np.abs(exact[name]) / 256 if dtype == "bfloat16" else np.abs(exact[name]).max() / 254
+            assert np.all(np.abs(array - exact[name]) <= bound * (1 + 1e-6))
+            assert not np.array_equal(array, exact[name])
+        narrowed = {name: array.copy() for name, array in engine.store.experts.items()}
+        spec = engine.store.spec
+        routes = engine.store.routes([d.id for d in DOCUMENTS[:-1]], "z")
+    # A store of exactly these numbers in float32 gives the same answers.
+    with Store.create(tmp_path / "same", spec, narrowed) as writer:
+        writer.add(DOCUMENTS[:-1], routes)
+        writer.add(DOCUMENTS[-1:])
+    with Engine.open(tmp_path / "same", tiny_base) as engine:
+        assert engine.store.expert_dtype == "float32"
+        assert list(map(essence, engine.ask_batch(QUESTIONS))) == list(map(essence, answers))
 
 
 def test_what_has_no_route_is_found_and_never_mixed(engine: Engine) -> None:

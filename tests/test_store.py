@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from machine import Mount
 from polyprag import Combination, Document, Module, Store, StoreSpec, Writer, errors
@@ -250,6 +251,72 @@ def test_experts_are_read_only_views_that_outlive_the_store(path: Path, dtype: A
     a, b = experts["layers.0.up.A"], experts["layers.0.up.B"]
     assert np.shares_memory(a.reshape(K * RANK, IN), a)
     assert np.shares_memory(b.reshape(OUT, K * RANK), b)
+
+
+def quantised(array: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+    """The int8 form of [K, r, in] (rows 0) or [out, K, r] (rows 1), decoded, by numpy in float64."""
+    wide = array.astype(np.float64)
+    largest = np.abs(wide).max(axis=0 if rows else 2, keepdims=True)
+    scale = (largest / 127).astype(np.float32).astype(np.float64)
+    steps = np.round(np.divide(wide, scale, out=np.zeros_like(wide), where=scale > 0))
+    return (steps * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("given", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_experts_are_written_in_the_dtype_that_is_asked_for(path: Path, given: Any, dtype: Any) -> None:
+    experts = make_experts(given)
+    experts["layers.0.up.A"][1, 0] = 0
+    experts["layers.0.up.B"][:, 2, 1] = 0
+    experts["layers.0.up.B"][0, 0, 0] = 300
+    with Store.create(path, make_spec(), experts, expert_dtype=dtype) as writer:
+        writer.add([Document("d0", "a title")], np.zeros((1, GROUPS, K), np.float32))
+    store = Store.open(path)
+    store.verify()
+    assert store.expert_dtype == dtype
+    read = store.experts
+    store.close()
+    assert read.keys() == experts.keys()
+    for name, array in read.items():
+        assert array.shape == experts[name].shape
+        assert array.dtype == (np.float16 if dtype == "float16" else np.float32)
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+        wide = experts[name].astype(np.float32)
+        if dtype == "int8":
+            np.testing.assert_array_equal(array, quantised(wide, rows=name.endswith("B")))
+        elif dtype == "bfloat16":
+            bits = wide.view(np.uint32)
+            rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+            np.testing.assert_array_equal(array, rounded.astype(np.uint32).view(np.float32))
+        else:
+            np.testing.assert_array_equal(array, wide.astype(dtype))
+
+
+def test_the_file_of_int8_experts_is_plain_safetensors(path: Path) -> None:
+    given = make_experts()
+    with Store.create(path, make_spec(), given, expert_dtype="int8"):
+        pass
+    tensors = load_file(path / "experts-00000001.safetensors")
+    assert tensors.keys() == given.keys() | {f"{name}.scale" for name in given}
+    for name, array in Store.open(path).experts.items():
+        integers, scale = tensors[name], tensors[f"{name}.scale"]
+        assert (integers.dtype, integers.shape, scale.dtype) == (np.int8, array.shape, np.float32)
+        assert scale.shape == (K, RANK)
+        by_row = scale[..., None] if name.endswith("A") else scale[None]
+        np.testing.assert_array_equal(array, integers * by_row)
+
+
+def test_a_dtype_that_does_not_fit_is_refused(path: Path) -> None:
+    with pytest.raises(errors.InvalidInput, match=r"one of float32, bfloat16, float16, int8, got \"f16\""):
+        Store.create(path, make_spec(), make_experts(), expert_dtype="f16")  # type: ignore[arg-type]
+    experts = make_experts()
+    experts["layers.0.up.B"][0, 0, 0] = 70_000
+    with pytest.raises(errors.InvalidInput, match=r"layers.0.up.B.*7e4 is too large for float16"):
+        Store.create(path, make_spec(), experts, expert_dtype="float16")
+    assert list(path.parent.iterdir()) == []
+    Store.create(path, make_spec(), experts, expert_dtype="bfloat16").commit()
+    assert Store.open(path).experts["layers.0.up.B"][0, 0, 0] == pytest.approx(70_000, rel=1 / 256)
 
 
 def test_experts_of_any_layout_are_taken(path: Path) -> None:

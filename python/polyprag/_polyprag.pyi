@@ -198,7 +198,7 @@ class StoreInfo:
     def route_bytes_per_document(self) -> float: ...
     @property
     def lora_bytes_per_document(self) -> int:
-        """What one LoRA a document of the same rank and modules would take, in the dtype of the experts."""
+        """What one LoRA a document of this rank and these modules would take, in the dtype of the experts."""
     @property
     def parts(self) -> list[PartInfo]: ...
     def to_dict(self) -> dict[str, Any]: ...
@@ -228,11 +228,14 @@ class Store:
         spec: StoreSpec,
         experts: Mapping[str, NDArray[Any]],
         decoder: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+        *,
+        expert_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None,
     ) -> Writer:
         """A writer for a new store; nothing is visible at ``path`` before its first commit.
 
         experts: ``{module name}.A`` of shape [K, r, in] and ``{module name}.B`` of shape [out, K, r],
-        all float32 or all float16. decoder: V [groups * K, d] and b [groups * K], float32.
+        all float32 or all float16. They are written as they are, or as ``expert_dtype``: ``int8`` has a
+        scale for each of the K * r rows of a tensor. decoder: V [groups * K, d] and b [groups * K], float32.
         """
     def writer(self) -> Writer: ...
     @property
@@ -243,7 +246,10 @@ class Store:
     def spec(self) -> StoreSpec: ...
     @property
     def experts(self) -> dict[str, NDArray[Any]]:
-        """Read-only views into the mapped file, which they keep alive."""
+        """Read-only arrays. Of float32 and float16, views into the mapped file, which they keep alive; of
+        bfloat16 and int8, float32 that is decoded at each call."""
+    @property
+    def expert_dtype(self) -> Literal["float32", "bfloat16", "float16", "int8"]: ...
     @property
     def decoder(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None: ...
     def search(self, text: str, k: int = 10, filter: Mapping[str, Any] | None = None) -> list[Hit]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from polyprag.trainer import Encoding, Progress, TrainSettings, train
 AUGMENTATION = "augmentation.jsonl"
 ADDED = "added.jsonl"
 CHECKPOINT = "checkpoint.pt"
+
+ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def encode(
     *,
     codec: str | None = None,
     combination: Combination | None = None,
-    experts_dtype: str = "float16",
+    expert_dtype: ExpertDtype = "float16",
     keep_text: bool = True,
     work: Path | None = None,
     augmentation: Path | None = None,
@@ -89,6 +91,7 @@ def encode(
 
     Args:
         codec: how the store keeps routes; None is ``code(d)`` for code routing and ``q8`` for a table.
+        expert_dtype: how the store keeps the experts, which are trained in float32.
         work: a folder for the augmentation and the checkpoint, from which an interrupted run goes on;
             None is ``<path>.work``. The augmentation stays there, the checkpoint goes once the store is
             committed.
@@ -108,7 +111,10 @@ def encode(
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
     _check_ids(documents, type(documents[0].id))
-    # Made before the hours of training, so that what it refuses is refused now.
+    # Before the hours of training, so that what is refused is refused now.
+    if expert_dtype not in get_args(ExpertDtype):
+        known = ", ".join(get_args(ExpertDtype))
+        raise InvalidInput(f"expert_dtype: expected one of {known}, got {expert_dtype!r}")
     spec = _spec(base, recipe, documents, codec, combination, keep_text)
     work = prepare_work(target, work)
     augmentations = _augment(base, documents, recipe, augmentation or work / AUGMENTATION, reporter)
@@ -117,9 +123,8 @@ def encode(
     encoding = train(
         base, samples, len(documents), recipe.train, checkpoint=checkpoint, progress=reporter.training
     )
-    experts = {name: a.astype(experts_dtype) for name, a in encoding.experts.items()}
     decoder = encoding.decoder if spec.codec.startswith("code") else None
-    with Store.create(target, spec, experts, decoder) as writer:
+    with Store.create(target, spec, encoding.experts, decoder, expert_dtype=expert_dtype) as writer:
         _write(writer, documents, samples, stored_routes(encoding, spec.codec))
     checkpoint.unlink(missing_ok=True)
     return augmentations

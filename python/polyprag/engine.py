@@ -262,7 +262,9 @@ def attach_store(base: BaseModel, store: Store) -> RoutedModel:
 
 def store_experts(store: Store) -> dict[str, torch.Tensor]:
     """Copies of the experts in float32: the map itself must never be written to."""
-    return {name: torch.from_numpy(np.array(a, dtype=np.float32)) for name, a in store.experts.items()}
+    experts = store.experts
+    # Taken out one by one: where they are no views, only one of them is in memory twice.
+    return {name: torch.from_numpy(np.array(experts.pop(name), dtype=np.float32)) for name in list(experts)}
 
 
 def base_model_of(

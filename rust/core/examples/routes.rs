@@ -81,7 +81,7 @@ fn main() {
             b_shape: &[LOGITS],
         };
         let mut writer =
-            Store::create(&path, spec(codec), &experts, code.then_some(&decoder)).unwrap();
+            Store::create(&path, spec(codec), &experts, code.then_some(&decoder), None).unwrap();
         let (shape, mut rows) = match code {
             true => (vec![N, D], numbers(N * D, 3)),
             false => (vec![N, GROUPS, EXPERTS], numbers(N * LOGITS, 3)),

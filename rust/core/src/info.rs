@@ -26,7 +26,7 @@ pub struct StoreInfo {
     pub total_bytes: u64,
     pub bytes_per_document: f64,
     pub route_bytes_per_document: f64,
-    /// What one LoRA of the same rank and modules would take, in the dtype of the experts.
+    /// What one LoRA of the same rank and modules would take, in the dtype of the experts, with the scales of int8.
     pub lora_bytes_per_document: u64,
     pub parts: Vec<PartInfo>,
 }
@@ -86,7 +86,7 @@ pub fn info(generation: &Generation) -> Result<StoreInfo> {
         total_bytes: total,
         bytes_per_document: each(total),
         route_bytes_per_document: routes.map_or(0.0, |p| p.bytes_per_document),
-        lora_bytes_per_document: generation.spec.lora_bytes(generation.experts.width()),
+        lora_bytes_per_document: generation.experts.lora_bytes(&generation.spec),
         parts,
     })
 }

@@ -10,7 +10,9 @@ use arc_swap::ArcSwapOption;
 use crate::bm25::{Filter, IndexReader, ResolvedFilter};
 use crate::copy;
 use crate::documents::{Document, DocumentId, LastBlock};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::experts::ExpertTensor;
 use crate::files::Directory;
 use crate::generation::{Generation, Index};
 use crate::info::{self, StoreInfo};
@@ -98,15 +100,17 @@ impl Store {
         })
     }
 
-    /// A writer for a new store; nothing is at `path` before its first commit.
+    /// A writer for a new store; nothing is at `path` before its first commit. The experts are written as
+    /// `expert_dtype`, or as they are given.
     pub fn create(
         path: impl AsRef<Path>,
         spec: StoreSpec,
         experts: &[Tensor<'_>],
         decoder: Option<&DecoderInput<'_>>,
+        expert_dtype: Option<Dtype>,
     ) -> Result<Writer> {
         let (parent, name) = parent_of(path.as_ref())?;
-        Self::create_in(parent, &name, spec, experts, decoder)
+        Self::create_in(parent, &name, spec, experts, decoder, expert_dtype)
     }
 
     /// As [`Store::create`], at `name` in a directory that is open already.
@@ -116,8 +120,9 @@ impl Store {
         spec: StoreSpec,
         experts: &[Tensor<'_>],
         decoder: Option<&DecoderInput<'_>>,
+        expert_dtype: Option<Dtype>,
     ) -> Result<Writer> {
-        Writer::create(parent, name, spec, experts, decoder)
+        Writer::create(parent, name, spec, experts, decoder, expert_dtype)
     }
 
     /// The one writer; it builds on the newest generation, which may be newer than the one read here.
@@ -148,8 +153,12 @@ impl Store {
     }
 
     /// Views into the mapped file, in the order of the modules, A before B.
-    pub fn experts(&self) -> Result<Vec<TensorView>> {
-        Ok(self.current()?.experts.views().to_vec())
+    pub fn experts(&self) -> Result<Vec<ExpertTensor>> {
+        Ok(self.current()?.experts.tensors().to_vec())
+    }
+
+    pub fn expert_dtype(&self) -> Result<Dtype> {
+        Ok(self.current()?.experts.dtype())
     }
 
     /// V and b, if the codec keeps codes.

@@ -1,51 +1,20 @@
-//! Named tensors in a safetensors file: written from what a creator gives, read as views into the map.
+//! Named tensors in a safetensors file: checked as a creator gives them, written one after the other, read as
+//! views into the map.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView as RawView;
+use safetensors::tensor::{Metadata, TensorInfo};
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::files::{Digest, Directory, Mapped};
+use crate::files::{Digest, Directory, Mapped, PartWriter};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dtype {
-    F32,
-    F16,
-}
-
-impl Dtype {
-    /// Bytes of one number.
-    pub fn width(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 => 2,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "float32",
-            Dtype::F16 => "float16",
-        }
-    }
-
-    fn raw(self) -> safetensors::Dtype {
-        match self {
-            Dtype::F32 => safetensors::Dtype::F32,
-            Dtype::F16 => safetensors::Dtype::F16,
-        }
-    }
-
-    fn from_raw(raw: safetensors::Dtype) -> Option<Self> {
-        match raw {
-            safetensors::Dtype::F32 => Some(Dtype::F32),
-            safetensors::Dtype::F16 => Some(Dtype::F16),
-            _ => None,
-        }
-    }
-}
+/// Small tensors are gathered, so that a file is few writes.
+const BUFFER: usize = 1 << 20;
+/// No reader of safetensors takes a longer header.
+const MAX_HEADER: usize = 100_000_000;
 
 /// A tensor that a creator gives: little endian, C order.
 #[derive(Debug, Clone)]
@@ -71,179 +40,284 @@ impl TensorView {
     pub fn bytes(&self) -> &[u8] {
         self.map.get(self.range.clone()).unwrap_or_default()
     }
+
+    /// The error for numbers that are not what they should be.
+    pub(crate) fn corrupt(&self, expected: &str, found: &str) -> Error {
+        let expected = format!("{:?} {expected}", self.name);
+        Error::corrupt(self.map.path(), "tensor", expected, found)
+    }
+
+    pub(crate) fn verify(&self) -> Result<()> {
+        let expected = match self.dtype {
+            Dtype::Int8 => "from -127 to 127",
+            _ => "finite",
+        };
+        match self.dtype.fault(self.bytes()) {
+            None => Ok(()),
+            Some(found) => Err(self.corrupt(expected, found)),
+        }
+    }
 }
 
-/// What a file must hold: these tensors, no others, of these shapes, all of one dtype.
-pub type Shapes = [(String, Vec<usize>)];
+/// What a file must hold under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+}
+
+impl Slot {
+    fn bytes(&self) -> Option<usize> {
+        self.shape
+            .iter()
+            .try_fold(self.dtype.width(), |n, x| n.checked_mul(*x))
+    }
+}
+
+/// The header of a safetensors file, whose offsets lie within it and leave nothing out.
+#[derive(Debug)]
+pub struct Header {
+    map: Mapped,
+    metadata: Metadata,
+    /// Where the tensors begin.
+    base: usize,
+}
+
+impl Header {
+    pub fn read(map: Mapped) -> Result<Self> {
+        let (length, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|e| Error::corrupt(map.path(), "header", "a safetensors header", e))?;
+        Ok(Self {
+            base: length.saturating_add(8),
+            map,
+            metadata,
+        })
+    }
+
+    /// What it says of the tensor `name`, which must be there.
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        let missing = || {
+            Error::corrupt(
+                self.map.path(),
+                "header",
+                format!("a tensor {name:?}"),
+                "none",
+            )
+        };
+        self.metadata.info(name).ok_or_else(missing)
+    }
+
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        let raw = self.info(name)?.dtype;
+        Dtype::from_raw(raw).ok_or_else(|| {
+            let known = Dtype::ALL.map(Dtype::name).join(" or ");
+            let expected = format!("{name:?} as {known}");
+            Error::corrupt(self.map.path(), "dtype", expected, format!("{raw:?}"))
+        })
+    }
+
+    /// The tensors of the file, which must be `slots` and no others.
+    pub fn open(self, slots: &[Slot]) -> Result<TensorFile> {
+        let found = self.metadata.offset_keys().len();
+        if found != slots.len() {
+            let expected = format!("{} tensors", slots.len());
+            return Err(Error::corrupt(self.map.path(), "header", expected, found));
+        }
+        let tensors: Vec<TensorView> = slots
+            .iter()
+            .map(|slot| self.view(slot))
+            .collect::<Result<_>>()?;
+        let places = tensors.iter().enumerate();
+        Ok(TensorFile {
+            places: places.map(|(i, t)| (t.name.clone(), i)).collect(),
+            tensors,
+        })
+    }
+
+    fn view(&self, slot: &Slot) -> Result<TensorView> {
+        let Slot { name, dtype, shape } = slot;
+        let fail = |what: &str, expected: String, found: String| {
+            Error::corrupt(self.map.path(), what, expected, found)
+        };
+        let info = self.info(name)?;
+        if info.dtype != dtype.raw() {
+            let found = format!("{:?}", info.dtype);
+            return Err(fail("dtype", format!("{name:?} as {dtype}"), found));
+        }
+        if info.shape != *shape {
+            let found = format!("{:?}", info.shape);
+            return Err(fail("shape", format!("{name:?} of {shape:?}"), found));
+        }
+        // The offsets were compared with the length of the file; `get` does so again.
+        let (start, end) = info.data_offsets;
+        let range = self.base.saturating_add(start)..self.base.saturating_add(end);
+        if self.map.get(range.clone()).map(<[u8]>::len) != slot.bytes() {
+            let found = format!("{range:?}");
+            return Err(fail("offsets", format!("all of {name:?}"), found));
+        }
+        if !range.start.is_multiple_of(dtype.width()) {
+            let found = range.start.to_string();
+            return Err(fail("offsets", format!("{name:?} aligned"), found));
+        }
+        Ok(TensorView {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: shape.clone(),
+            map: self.map.clone(),
+            range,
+        })
+    }
+}
 
 #[derive(Debug)]
 pub struct TensorFile {
-    // In order of the expected list.
     tensors: Vec<TensorView>,
     places: HashMap<String, usize>,
 }
 
 impl TensorFile {
-    pub fn open(map: Mapped, expected: &Shapes, allowed: &[Dtype]) -> Result<Self> {
-        let path = map.path();
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|e| Error::corrupt(path, "header", "a safetensors header", e))?;
-        let infos = metadata.tensors();
-        if infos.len() != expected.len() {
-            return Err(Error::corrupt(
-                path,
-                "header",
-                format!("{} tensors", expected.len()),
-                infos.len(),
-            ));
-        }
-        let mut tensors: Vec<TensorView> = Vec::with_capacity(expected.len());
-        let mut places = HashMap::with_capacity(expected.len());
-        for (name, shape) in expected {
-            let info = infos.get(name).ok_or_else(|| {
-                Error::corrupt(path, "header", format!("a tensor {name:?}"), "none")
-            })?;
-            let dtype = Dtype::from_raw(info.dtype)
-                .filter(|d| allowed.contains(d) && tensors.first().is_none_or(|t| t.dtype == *d))
-                .ok_or_else(|| {
-                    let names: Vec<_> = allowed.iter().map(|d| d.name()).collect();
-                    let expected = format!("{name:?} as the others, of {}", names.join(" or "));
-                    Error::corrupt(path, "dtype", expected, format!("{:?}", info.dtype))
-                })?;
-            if info.shape != *shape {
-                let (shape, found) = (
-                    format!("{name:?} of {shape:?}"),
-                    format!("{:?}", info.shape),
-                );
-                return Err(Error::corrupt(path, "shape", shape, found));
-            }
-            // `read_metadata` has compared the offsets with the length of the file; `get` below does again.
-            let base = header.saturating_add(8);
-            let range =
-                base.saturating_add(info.data_offsets.0)..base.saturating_add(info.data_offsets.1);
-            let bytes = shape
-                .iter()
-                .try_fold(dtype.width(), |n, x| n.checked_mul(*x));
-            if map.get(range.clone()).map(<[u8]>::len) != bytes {
-                return Err(Error::corrupt(
-                    path,
-                    "offsets",
-                    format!("all of {name:?}"),
-                    format!("{range:?}"),
-                ));
-            }
-            if range.start % dtype.width() != 0 {
-                return Err(Error::corrupt(
-                    path,
-                    "offsets",
-                    format!("{name:?} aligned"),
-                    range.start,
-                ));
-            }
-            places.insert(name.clone(), tensors.len());
-            tensors.push(TensorView {
-                name: name.clone(),
-                dtype,
-                shape: shape.clone(),
-                map: map.clone(),
-                range,
-            });
-        }
-        Ok(Self { tensors, places })
-    }
-
-    pub fn write(
-        dir: &Directory,
-        name: &str,
-        what: &str,
-        tensors: &[Tensor<'_>],
-        expected: &Shapes,
-        allowed: &[Dtype],
-    ) -> Result<Digest> {
-        let given = check_given(what, tensors, expected, allowed)?;
-        let mut views = Vec::with_capacity(given.len());
-        for tensor in given {
-            let view = RawView::new(tensor.dtype.raw(), tensor.shape.clone(), tensor.data)
-                .map_err(|e| Error::invalid(format!("{what} {:?}: {e}", tensor.name)))?;
-            views.push((tensor.name.clone(), view));
-        }
-        let bytes = safetensors::serialize(views, None)
-            .map_err(|e| Error::invalid(format!("{what}: {e}")))?;
-        dir.write_part(name, &bytes)
-    }
-
-    pub fn views(&self) -> &[TensorView] {
-        &self.tensors
-    }
-
     pub fn get(&self, name: &str) -> Option<&TensorView> {
         self.tensors.get(*self.places.get(name)?)
     }
 
-    pub fn dtype(&self) -> Option<Dtype> {
-        self.tensors.first().map(|t| t.dtype)
-    }
-
-    /// Numbers that are not finite would poison every answer.
+    /// Looks for numbers that no writer writes.
     pub fn verify(&self) -> Result<()> {
-        for t in &self.tensors {
-            if !all_finite(t.dtype, t.bytes()) {
-                return Err(Error::corrupt(
-                    t.map.path(),
-                    "tensor",
-                    format!("{:?} finite", t.name),
-                    "NaN or infinity",
-                ));
-            }
-        }
-        Ok(())
+        self.tensors.iter().try_for_each(TensorView::verify)
     }
 }
 
-fn check_given<'g, 't>(
+/// Writes what a creator gives, in the order of `slots`.
+pub fn write_given(
+    dir: &Directory,
+    name: &str,
+    what: &str,
+    tensors: &[Tensor<'_>],
+    slots: &[Slot],
+) -> Result<Digest> {
+    let given = check_given(what, tensors, slots)?;
+    write(dir, name, what, slots, |body| {
+        given.iter().try_for_each(|tensor| body.write(tensor.data))
+    })
+}
+
+/// Writes a header for `slots`, and then what `fill` writes: the bytes of each of them, in the same order.
+/// Wider numbers must come first, so that all are aligned.
+pub fn write(
+    dir: &Directory,
+    name: &str,
+    what: &str,
+    slots: &[Slot],
+    fill: impl FnOnce(&mut Body) -> Result<()>,
+) -> Result<Digest> {
+    let header = header(what, slots)?;
+    let mut body = Body {
+        part: dir.create_part(name)?,
+        buffer: header,
+    };
+    let written = fill(&mut body).and_then(|()| body.finish());
+    if written.is_err() {
+        // Nobody will refer to it.
+        let _ = dir.remove(name);
+    }
+    written
+}
+
+fn header(what: &str, slots: &[Slot]) -> Result<Vec<u8>> {
+    let mut infos = Vec::with_capacity(slots.len());
+    let mut end = 0usize;
+    for slot in slots {
+        let start = end;
+        end = slot
+            .bytes()
+            .and_then(|n| start.checked_add(n))
+            .ok_or_else(|| Error::invalid(format!("{what} {:?}: too large", slot.name)))?;
+        let info = TensorInfo {
+            dtype: slot.dtype.raw(),
+            shape: slot.shape.clone(),
+            data_offsets: (start, end),
+        };
+        infos.push((slot.name.clone(), info));
+    }
+    let fail = |e: &dyn std::fmt::Display| Error::invalid(format!("{what}: {e}"));
+    let metadata = Metadata::new(None, infos).map_err(|e| fail(&e))?;
+    let mut json = serde_json::to_vec(&metadata).map_err(|e| fail(&e))?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    if json.len() > MAX_HEADER {
+        return Err(fail(&"the names of the modules are too long in all"));
+    }
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut json);
+    Ok(header)
+}
+
+/// The tensors of a file in the making.
+#[derive(Debug)]
+pub struct Body {
+    part: PartWriter,
+    buffer: Vec<u8>,
+}
+
+impl Body {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.buffer.len().saturating_add(bytes.len()) > BUFFER {
+            self.flush()?;
+        }
+        if bytes.len() >= BUFFER {
+            return self.part.write(bytes);
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if !self.buffer.is_empty() {
+            self.part.write(&self.buffer)?;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Digest> {
+        self.flush()?;
+        self.part.finish()
+    }
+}
+
+/// What a creator gives, in the order of `slots`: all of them, no others, and only sound numbers.
+pub fn check_given<'g, 't>(
     what: &str,
     tensors: &'g [Tensor<'t>],
-    expected: &Shapes,
-    allowed: &[Dtype],
+    slots: &[Slot],
 ) -> Result<Vec<&'g Tensor<'t>>> {
     let mut by_name: HashMap<&str, &Tensor<'t>> =
         tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     if by_name.len() != tensors.len() {
         return Err(Error::invalid(format!("{what}: a tensor is given twice")));
     }
-    let mut given: Vec<&Tensor<'t>> = Vec::with_capacity(expected.len());
-    for (name, shape) in expected {
+    let mut given: Vec<&Tensor<'t>> = Vec::with_capacity(slots.len());
+    for slot in slots {
+        let Slot { name, dtype, shape } = slot;
+        let fail = |expected: String| Error::invalid(format!("{what} {name:?}: {expected}"));
         let tensor = by_name.remove(name.as_str()).ok_or_else(|| {
             Error::invalid(format!("{what}: {name:?} of shape {shape:?} is missing"))
         })?;
-        let dtype = tensor.dtype;
-        if !allowed.contains(&dtype) || given.first().is_some_and(|t| t.dtype != dtype) {
-            let names: Vec<_> = allowed.iter().map(|d| d.name()).collect();
-            return Err(Error::invalid(format!(
-                "{what} {name:?}: expected all tensors as {}, got {}",
-                names.join(", or all as "),
-                dtype.name()
+        if tensor.dtype != *dtype {
+            let found = tensor.dtype;
+            return Err(fail(format!(
+                "expected all tensors as {dtype}, got {found}"
             )));
         }
         if tensor.shape != *shape {
-            return Err(Error::invalid(format!(
-                "{what} {name:?}: expected shape {shape:?}, got {:?}",
-                tensor.shape
-            )));
+            let found = &tensor.shape;
+            return Err(fail(format!("expected shape {shape:?}, got {found:?}")));
         }
-        let bytes = shape
-            .iter()
-            .try_fold(dtype.width(), |n, x| n.checked_mul(*x));
-        if bytes != Some(tensor.data.len()) {
-            return Err(Error::invalid(format!(
-                "{what} {name:?}: expected {bytes:?} bytes, got {}",
-                tensor.data.len()
-            )));
+        let (bytes, found) = (slot.bytes(), tensor.data.len());
+        if bytes != Some(found) {
+            return Err(fail(format!("expected {bytes:?} bytes, got {found}")));
         }
-        if !all_finite(dtype, tensor.data) {
-            return Err(Error::invalid(format!(
-                "{what} {name:?}: holds NaN or infinity"
-            )));
+        if let Some(fault) = dtype.fault(tensor.data) {
+            return Err(fail(format!("holds {fault}")));
         }
         given.push(tensor);
     }
@@ -252,20 +326,5 @@ fn check_given<'g, 't>(
             "{what}: {extra:?} belongs to no module of the spec"
         ))),
         None => Ok(given),
-    }
-}
-
-fn all_finite(dtype: Dtype, data: &[u8]) -> bool {
-    match dtype {
-        Dtype::F32 => {
-            let (words, _) = data.as_chunks::<4>();
-            words.iter().all(|raw| f32::from_le_bytes(*raw).is_finite())
-        }
-        Dtype::F16 => {
-            let (words, _) = data.as_chunks::<2>();
-            words
-                .iter()
-                .all(|raw| half::f16::from_le_bytes(*raw).is_finite())
-        }
     }
 }

@@ -12,6 +12,7 @@ use roaring::RoaringTreemap;
 use crate::bm25::{FilterValues, IndexWriter};
 use crate::collect::{self, next_generation};
 use crate::documents::{Contents, Document, DocumentId, IdBatch};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::experts::Experts;
 use crate::files::Directory;
@@ -92,6 +93,7 @@ impl Writer {
         spec: StoreSpec,
         experts: &[Tensor<'_>],
         decoder: Option<&DecoderInput<'_>>,
+        expert_dtype: Option<Dtype>,
     ) -> Result<Self> {
         spec.validate()?;
         if decoder.is_some() != (spec.codec.keeps() == Keeps::Code) {
@@ -110,7 +112,7 @@ impl Writer {
         let dir = folder.dir().clone();
         let lock = take_lock(&dir)?;
         let file = format!("{}-{:08}.safetensors", role::EXPERTS, 1);
-        let digest = Experts::write(&dir, &file, experts, &spec)?;
+        let digest = Experts::write(&dir, &file, experts, &spec, expert_dtype)?;
         let mut parts = vec![Part::new(role::EXPERTS, file, digest)];
         let codec: Arc<dyn Codec> = spec.build_codec().into();
         let mut decoder_hash = None;

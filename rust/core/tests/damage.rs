@@ -29,7 +29,7 @@ fn ask(store: &Store) -> Result<Answers> {
         experts: store
             .experts()?
             .iter()
-            .map(|t| t.bytes().to_vec())
+            .map(|t| t.raw.bytes().to_vec())
             .collect(),
     })
 }

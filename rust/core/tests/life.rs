@@ -4,7 +4,9 @@
 mod common;
 
 use common::*;
-use polyprag_core::{Document, DocumentId, Error, IdType, Kind, OnDuplicate, RouteRows, Store};
+use polyprag_core::{
+    Document, DocumentId, Dtype, Error, IdType, Kind, OnDuplicate, RouteRows, Store,
+};
 
 #[test]
 fn what_was_committed_is_read_in_another_opening() {
@@ -324,11 +326,66 @@ fn experts_outlive_their_store() {
     std::fs::remove_dir_all(&path).unwrap();
     for (view, (name, shape, data)) in views.iter().zip(expert_data(&spec("f32"))) {
         assert_eq!(
-            (&view.name, &view.shape, view.bytes()),
+            (&view.raw.name, &view.raw.shape, view.raw.bytes()),
             (&name, &shape, &data[..])
         );
     }
     assert_eq!((v.shape, b.shape), (vec![LOGITS, CODE], vec![LOGITS]));
+}
+
+#[test]
+fn experts_of_every_dtype() {
+    let tmp = tempfile::tempdir().unwrap();
+    let spec = spec("f32");
+    let data = expert_data(&spec);
+    // 3 modules of rank 2: 66 numbers, and for int8 12 scales.
+    for (dtype, lora) in [
+        (Dtype::F32, 264),
+        (Dtype::Bf16, 132),
+        (Dtype::F16, 132),
+        (Dtype::Int8, 66 + 48),
+    ] {
+        let path = tmp.path().join(dtype.name());
+        let given = tensors(&data);
+        let mut writer = Store::create(&path, spec.clone(), &given, None, Some(dtype)).unwrap();
+        add(&mut writer, passage("ada", "ada"), 1, OnDuplicate::Error).unwrap();
+        writer.commit().unwrap();
+        add(&mut writer, passage("bob", "bob"), 2, OnDuplicate::Error).unwrap();
+        writer.commit().unwrap();
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.expert_dtype().unwrap(), dtype);
+        assert_eq!(store.info().unwrap().lora_bytes_per_document, lora);
+        store.verify().unwrap();
+        for (tensor, (name, shape, raw)) in store.experts().unwrap().iter().zip(&data) {
+            assert_eq!((&tensor.raw.name, &tensor.raw.shape), (name, shape));
+            assert_eq!(
+                (tensor.raw.dtype, tensor.scale.is_some()),
+                (dtype, dtype == Dtype::Int8)
+            );
+            for (x, read) in raw.chunks(4).zip(tensor.to_f32()) {
+                let x = f32::from_le_bytes(x.try_into().unwrap());
+                // The numbers of the last module end at 2,019.75, of which 8 binary digits are kept.
+                assert!((x - read).abs() <= 8.0, "{dtype}: {x} became {read}");
+            }
+        }
+    }
+    let mut large = expert_data(&spec);
+    large[3].2[..4].copy_from_slice(&(-7e4f32).to_le_bytes());
+    let path = tmp.path().join("large");
+    let as_f16 = Store::create(
+        &path,
+        spec.clone(),
+        &tensors(&large),
+        None,
+        Some(Dtype::F16),
+    );
+    let error = as_f16.unwrap_err().to_string();
+    assert!(
+        error.contains("\"layers.0.down.B\": -7e4 is too large for float16"),
+        "{error}"
+    );
+    assert!(!path.exists());
+    Store::create(&path, spec, &tensors(&large), None, Some(Dtype::Bf16)).unwrap();
 }
 
 #[test]
@@ -339,7 +396,7 @@ fn what_does_not_fit_the_spec_is_refused_at_creation() {
         let mut s = spec("f32");
         change(&mut s);
         let data = expert_data(&spec("f32"));
-        let error = Store::create(&path, s, &tensors(&data), None).unwrap_err();
+        let error = Store::create(&path, s, &tensors(&data), None, None).unwrap_err();
         assert!(matches!(error, Error::InvalidInput(_)), "{error:?}");
         error.to_string()
     };
@@ -354,7 +411,7 @@ fn what_does_not_fit_the_spec_is_refused_at_creation() {
     assert!(refused(&|s| s.codec = "code(3)".parse().unwrap()).contains("decoder"));
     let mut broken = expert_data(&spec("f32"));
     broken[0].2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    let error = Store::create(&path, spec("f32"), &tensors(&broken), None).unwrap_err();
+    let error = Store::create(&path, spec("f32"), &tensors(&broken), None, None).unwrap_err();
     assert!(error.to_string().contains("NaN"));
     for codec in [
         "code(64,int8)",

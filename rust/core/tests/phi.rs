@@ -94,7 +94,7 @@ fn combined_routes_are_those_of_the_fixture() {
             b: &b,
             b_shape: &[logits],
         };
-        let mut writer = Store::create(&path, spec, &tensors(&data), Some(&decoder)).unwrap();
+        let mut writer = Store::create(&path, spec, &tensors(&data), Some(&decoder), None).unwrap();
         let ids: Vec<DocumentId> = (0..n).map(|i| id(&format!("d{i}"))).collect();
         let rows = RouteRows {
             shape: &[n, d],

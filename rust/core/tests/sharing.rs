@@ -42,7 +42,7 @@ fn nothing_is_at_the_path_before_the_first_commit() {
     assert_eq!(store.search("harbour", 1, None).unwrap().len(), 1);
 
     let data = expert_data(&spec("f32"));
-    let error = Store::create(&path, spec("f32"), &tensors(&data), None).unwrap_err();
+    let error = Store::create(&path, spec("f32"), &tensors(&data), None, None).unwrap_err();
     assert_eq!(error.io_kind(), Some(std::io::ErrorKind::AlreadyExists));
 }
 

@@ -7,7 +7,7 @@ use numpy::{
     Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArray,
     PyUntypedArrayMethods,
 };
-use polyprag_core::{Dtype, RouteArray, TensorView};
+use polyprag_core::{Dtype, ExpertTensor, RouteArray, TensorView};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -20,13 +20,22 @@ struct Mapped {
     view: TensorView,
 }
 
-/// A read-only array over the mapped file, without a copy.
+/// A read-only array over the mapped file, without a copy; of float32.
 pub fn view(py: Python<'_>, view: TensorView) -> PyResult<Bound<'_, PyAny>> {
-    let dtype = view.dtype;
-    let owner = Bound::new(py, Mapped { view })?;
-    match dtype {
-        Dtype::F32 => typed_view::<f32>(owner),
-        Dtype::F16 => typed_view::<f16>(owner),
+    typed_view::<f32>(Bound::new(py, Mapped { view })?)
+}
+
+/// A read-only array: of float32 and float16 over the mapped file, of the others their numbers as float32.
+pub fn expert(py: Python<'_>, tensor: ExpertTensor) -> PyResult<Bound<'_, PyAny>> {
+    let mapped = |view| Bound::new(py, Mapped { view });
+    match tensor.raw.dtype {
+        Dtype::F32 => typed_view::<f32>(mapped(tensor.raw)?),
+        Dtype::F16 => typed_view::<f16>(mapped(tensor.raw)?),
+        Dtype::Bf16 | Dtype::Int8 => {
+            let numbers = py.detach(|| tensor.to_f32());
+            let array = PyArray1::from_vec(py, numbers).reshape(IxDyn(&tensor.raw.shape))?;
+            Ok(array.readwrite().make_nonwriteable().as_any().clone())
+        }
     }
 }
 
@@ -51,7 +60,7 @@ pub fn fresh(py: Python<'_>, array: RouteArray) -> PyResult<Bound<'_, PyArrayDyn
     PyArray1::from_vec(py, array.data).reshape(IxDyn(&array.shape))
 }
 
-/// An array that a caller gave, C order, of one of the two dtypes of a store.
+/// An array that a caller gave, C order, of a dtype that experts may be given in.
 #[derive(Debug)]
 pub enum Given<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),

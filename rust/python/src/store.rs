@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use numpy::ndarray::IxDyn;
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
-use polyprag_core::{DecoderInput, DocumentId, Error, Filter, Kind, Tensor};
+use polyprag_core::{DecoderInput, DocumentId, Dtype, Error, Filter, Kind, Tensor};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping, PyString, PyType};
 
@@ -55,14 +55,16 @@ impl Store {
 
     /// A writer for a new store; nothing is visible at `path` before its first commit.
     #[staticmethod]
-    #[pyo3(signature = (path, spec, experts, decoder=None))]
+    #[pyo3(signature = (path, spec, experts, decoder=None, *, expert_dtype=None))]
     fn create(
         py: Python<'_>,
         path: PathBuf,
         spec: &Bound<'_, StoreSpec>,
         experts: &Bound<'_, PyAny>,
         decoder: Option<&Bound<'_, PyAny>>,
+        expert_dtype: Option<&str>,
     ) -> PyResult<Writer> {
+        let dtype: Option<Dtype> = expert_dtype.map(str::parse).transpose().or_raise(py)?;
         let Ok(experts) = experts.cast::<PyMapping>() else {
             let kind = experts.get_type();
             return Err(invalid(
@@ -110,7 +112,7 @@ impl Store {
         };
         let spec = polyprag_core::StoreSpec::clone(&spec.get().core);
         let core = py
-            .detach(|| polyprag_core::Store::create(path, spec, &tensors, decoder.as_ref()))
+            .detach(|| polyprag_core::Store::create(path, spec, &tensors, decoder.as_ref(), dtype))
             .or_raise(py)?;
         Ok(Writer::new(core))
     }
@@ -137,15 +139,20 @@ impl Store {
         Ok(StoreSpec { core })
     }
 
-    /// Read-only views into the mapped file, which they keep alive.
+    /// Read-only: views into the mapped file, which they keep alive, or float32 decoded at this call.
     #[getter]
     fn experts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let experts = PyDict::new(py);
         for tensor in self.core.experts().or_raise(py)? {
-            let name = tensor.name.clone();
-            experts.set_item(name, arrays::view(py, tensor)?)?;
+            let name = tensor.raw.name.clone();
+            experts.set_item(name, arrays::expert(py, tensor)?)?;
         }
         Ok(experts)
+    }
+
+    #[getter]
+    fn expert_dtype(&self, py: Python<'_>) -> PyResult<&'static str> {
+        Ok(self.core.expert_dtype().or_raise(py)?.name())
     }
 
     /// V and b as read-only views, if the codec keeps codes.

@@ -1,9 +1,10 @@
 //! The decoder that the corpus shares: z = V c + b.
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
 use crate::routes::matrix::Matrix;
-use crate::tensors::{Dtype, Tensor, TensorFile, TensorView};
+use crate::tensors::{self, Header, Slot, Tensor, TensorFile, TensorView};
 
 const V: &str = "V";
 const B: &str = "b";
@@ -16,17 +17,23 @@ pub struct Decoder {
     matrix: Matrix,
 }
 
-fn shapes(logits: usize, columns: usize) -> [(String, Vec<usize>); 2] {
-    [(V.into(), vec![logits, columns]), (B.into(), vec![logits])]
+fn slots(logits: usize, columns: usize) -> [Slot; 2] {
+    let slot = |name: &str, shape| Slot {
+        name: name.into(),
+        dtype: Dtype::F32,
+        shape,
+    };
+    [slot(V, vec![logits, columns]), slot(B, vec![logits])]
 }
 
 impl Decoder {
     pub fn open(map: Mapped, logits: usize, columns: usize) -> Result<Self> {
-        let file = TensorFile::open(map, &shapes(logits, columns), &[Dtype::F32])?;
+        let file = Header::read(map)?.open(&slots(logits, columns))?;
         let numbers = |name: &str| -> Vec<f32> {
             let bytes = file.get(name).map(|t| t.bytes()).unwrap_or_default();
-            let (words, _) = bytes.as_chunks::<4>();
-            words.iter().map(|raw| f32::from_le_bytes(*raw)).collect()
+            let mut numbers = Vec::new();
+            Dtype::F32.decode(bytes, &mut numbers);
+            numbers
         };
         let matrix = Matrix::new(&numbers(V), &numbers(B), columns);
         Ok(Self { file, matrix })
@@ -54,14 +61,7 @@ impl Decoder {
                 data: decoder.b,
             },
         ];
-        TensorFile::write(
-            dir,
-            name,
-            "decoder",
-            &tensors,
-            &shapes(logits, columns),
-            &[Dtype::F32],
-        )
+        tensors::write_given(dir, name, "decoder", &tensors, &slots(logits, columns))
     }
 
     pub fn views(&self) -> Option<(TensorView, TensorView)> {

@@ -108,7 +108,7 @@ pub fn create_in(
     };
     let needs = spec.codec.to_string().starts_with("code");
     let decoder = needs.then_some(&decoder);
-    Store::create_in(parent, name, spec, &tensors(&data), decoder)
+    Store::create_in(parent, name, spec, &tensors(&data), decoder, None)
 }
 
 pub fn id(id: &str) -> DocumentId {
