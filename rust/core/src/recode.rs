@@ -48,17 +48,12 @@ pub fn recode(source: &Generation, path: &Path, recoding: &Recoding<'_>) -> Resu
     };
     let mut names = Names::new(manifest.generation);
     let mut decoder_hash = None;
+    let expert_dtype = recoding.expert_dtype.unwrap_or(source.experts.dtype());
     for part in &source.manifest().parts {
         match part.role.as_str() {
-            #[cfg(any())]
-            role::EXPERTS
-                if recoding
-                    .expert_dtype
-                    .is_some_and(|d| Some(d) != source.experts.dtype()) =>
-            {
+            role::EXPERTS if expert_dtype != source.experts.dtype() => {
                 let file = names.next(role::EXPERTS, "safetensors");
-                let dtype = recoding.expert_dtype.unwrap_or(crate::Dtype::F32);
-                let digest = Experts::rewrite(&source.experts, dir, &file, &spec, dtype)?;
+                let digest = source.experts.rewrite(dir, &file, expert_dtype)?;
                 manifest.parts.push(Part::new(role::EXPERTS, file, digest));
             }
             role::DECODER if !matches!(how, How::Codes) => {}

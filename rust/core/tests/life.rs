@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use polyprag_core::{
-    Document, DocumentId, Dtype, Error, IdType, Kind, OnDuplicate, RouteRows, Store,
+    Document, DocumentId, Dtype, Error, IdType, Kind, OnDuplicate, Recoding, RouteRows, Store,
 };
 
 #[test]
@@ -386,6 +386,38 @@ fn experts_of_every_dtype() {
     );
     assert!(!path.exists());
     Store::create(&path, spec, &tensors(&large), None, Some(Dtype::Bf16)).unwrap();
+}
+
+#[test]
+fn a_store_is_recoded_with_experts_of_another_dtype() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = small(&tmp.path().join("s"), "f32");
+    let data = expert_data(&spec("f32"));
+    for dtype in Dtype::ALL {
+        let (path, direct) = (tmp.path().join(dtype.name()), tmp.path().join("direct"));
+        let recoding = Recoding {
+            codec: spec("f32").codec,
+            decoder: None,
+            expert_dtype: Some(dtype),
+        };
+        store.recode(&path, &recoding).unwrap();
+        let recoded = Store::open(&path).unwrap();
+        recoded.verify().unwrap();
+        assert_eq!(recoded.expert_dtype().unwrap(), dtype);
+        let known = ids(&["ada", "dan", "bob", "fay"]);
+        let routes = |s: &Store| s.routes(&known, Kind::Logits).unwrap();
+        assert_eq!(routes(&recoded), routes(&store));
+        let given = tensors(&data);
+        let mut writer = Store::create(&direct, spec("f32"), &given, None, Some(dtype)).unwrap();
+        writer.commit().unwrap();
+        drop(writer);
+        let expected = Store::open(&direct).unwrap().experts().unwrap();
+        for (tensor, expected) in recoded.experts().unwrap().iter().zip(&expected) {
+            assert_eq!(tensor.raw.bytes(), expected.raw.bytes());
+            assert_eq!(tensor.to_f32(), expected.to_f32());
+        }
+        std::fs::remove_dir_all(&direct).unwrap();
+    }
 }
 
 #[test]
