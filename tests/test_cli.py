@@ -23,7 +23,7 @@ from polyprag import Document, Store, cli
 from polyprag.encode import work_folder
 
 COMMANDS = ["encode", "add", "ask", "eval", "demo"]
-COMMANDS += ["inspect", "verify", "digest", "delete", "compact", "merge", "reindex", "rollback"]
+COMMANDS += ["inspect", "verify", "digest", "delete", "compact", "merge", "recode", "reindex", "rollback"]
 COMMANDS += ["snapshot", "pack", "unpack"]
 NAMES = ["amber", "birch", "coral", "denim"]
 DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in Ost.", f"Mill {n}") for i, n in enumerate(NAMES)]
@@ -131,6 +131,8 @@ def test_wrong_use_is_2(run: Callable[..., Any], store: Path) -> None:
         ["delete", str(store)],
         ["digest", str(store), "--expect", "abc"],
         ["pack", str(store)],
+        ["recode", str(store), str(store) + ".new"],
+        ["recode", str(store), str(store) + ".new", "--expert-dtype", "float8"],
     ):
         code, out, err = run(*arguments)
         assert code == 2, arguments
@@ -153,6 +155,7 @@ def test_paths_that_are_no_store(run: Callable[..., Any], tmp_path: Path, model_
             ["merge", path, path],
             ["reindex", path],
             ["rollback", path],
+            ["recode", path, tmp_path / "new", "--codec", "q8"],
             ["snapshot", path, tmp_path / "new"],
             ["pack", path, tmp_path / "new"],
             ["ask", path, "Where?", "--model", model_folder],
@@ -447,6 +450,33 @@ def test_copies(run: Callable[..., Any], store: Path, tmp_path: Path) -> None:
     assert code == 1
     assert str(packed) in one_line(err)
     assert not (tmp_path / "new").exists()
+
+
+def test_recode(run: Callable[..., Any], store: Path, tmp_path: Path) -> None:
+    new, code = tmp_path / "new", tmp_path / "code"
+    found = json.loads(ok(run("recode", store, new, "--codec", "q4", "--expert-dtype", "float16", "--json")))
+    assert (found["codec_before"], found["codec"], found["note"]) == ("f32", "q4", None)
+    assert (found["fidelity"]["documents"], found["fidelity"]["sampled"]) == (4, False)
+    about = json.loads(ok(run("inspect", new, "--json")))
+    assert (about["codec"], about["expert_dtype"], about["documents"]) == ("q4", "float16", 4)
+    assert found["total_bytes"] == about["total_bytes"] < found["total_bytes_before"]
+    assert found["route_bytes_per_document"] == about["route_bytes_per_document"]
+
+    code_, out, err = run("recode", new, code, "--codec", "code(3)", "--sample", "3", "--seed", "1")
+    assert code_ == 0
+    assert "the source keeps routes as q4, which is lossy" in err
+    assert f"{code}: routes as code(3), " in out
+    assert "3 drawn of 4 documents" in out
+    assert Store.open(code).search("amber")[0].id == "d0"
+
+    ok(run("recode", store, tmp_path / "few", "--codec", "sparse(1)"))
+    code_, out, err = run("recode", tmp_path / "few", tmp_path / "no", "--codec", "f32")
+    assert (code_, out) == (1, "")
+    assert "keeps weights alone" in one_line(err)
+    code_, _, err = run("recode", store, tmp_path / "no", "--codec", "zip")
+    assert code_ == 1
+    assert "zip" in one_line(err)
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_second_writer_is_told_of_the_first(store: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from polyprag._polyprag import (
     Writer,
     __version__,
 )
+from polyprag.recoding import recode
 
 if TYPE_CHECKING:
     from polyprag.engine import Answer, Engine
@@ -38,6 +39,7 @@ __all__ = [
     "Writer",
     "__version__",
     "errors",
+    "recode",
 ]
 
 

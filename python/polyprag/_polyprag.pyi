@@ -286,6 +286,20 @@ class Store:
         """Copy this generation, and nothing of others, to a new store at ``path``."""
     def pack(self, path: str | PathLike[str]) -> None:
         """Write this generation into one new file at ``path``, a tar archive of always the same bytes."""
+    def recode(
+        self,
+        path: str | PathLike[str],
+        *,
+        codec: str,
+        decoder: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+        projection: NDArray[np.float32] | None = None,
+        expert_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None,
+    ) -> None:
+        """Write a new store at ``path`` with the same documents, their routes in another codec.
+
+        For codes that the store does not keep, decoder (V, b) and projection P [d, groups * K] make them: a
+        code is P (z - b). ``polyprag.recode`` fits these. Without ``expert_dtype`` experts stay as they are.
+        """
     def refresh(self) -> bool:
         """Move on to the newest generation; True if there was one."""
     def close(self) -> None: ...

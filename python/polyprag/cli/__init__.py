@@ -35,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "delete": store.delete,
     "compact": store.compact,
     "merge": store.merge,
+    "recode": store.recode,
     "reindex": store.reindex,
     "rollback": store.rollback,
     "snapshot": store.snapshot,

@@ -9,8 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
+from polyprag import recoding
 from polyprag._polyprag import Store
-from polyprag.cli.common import AsJson, NewStorePath, OnDuplicate, StorePath, out, print_json, say, working
+from polyprag.cli.common import (
+    AsJson,
+    NewStorePath,
+    OnDuplicate,
+    StorePath,
+    err,
+    out,
+    print_json,
+    say,
+    working,
+)
 from polyprag.errors import InvalidInput, StoreError
 
 PackedPath = Annotated[Path, typer.Argument(help="The one file, such as `wiki.tar`.", readable=False)]
@@ -22,8 +33,7 @@ def inspect(store: StorePath, as_json: AsJson = False) -> None:
     Example: `polyprag inspect wiki.polyprag`
     """
     with Store.open(store) as opened:
-        info, spec, digest = opened.info(), opened.spec, opened.digest()
-        expert_dtype = next(iter(opened.experts.values())).dtype.name
+        info, spec, digest, expert_dtype = opened.info(), opened.spec, opened.digest(), opened.expert_dtype
     about = {
         "digest": digest,
         "base_model": spec.base_model.get("name"),
@@ -167,6 +177,58 @@ def merge(
         print_json({"read": read, "documents": after, "documents_before": before, "generation": generation})
     else:
         say(f"{into}: {after:,} documents, {before:,} before; {read:,} read, generation {generation}")
+
+
+def recode(
+    store: StorePath,
+    dest: NewStorePath,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="`f32`, `f16`, `q8`, `q4`, `q2`, `q1`, `code(d)`, `code(d,int4)` or `sparse(k)`. "
+            "Default: routes stay as they are."
+        ),
+    ] = None,
+    expert_dtype: Annotated[
+        recoding.ExpertDtype | None, typer.Option(help="How the experts are kept. Default: as they are.")
+    ] = None,
+    sample: Annotated[
+        int, typer.Option(help="At most so many documents are fitted to, and as many compared.", min=1)
+    ] = recoding.SAMPLE,
+    seed: Annotated[int, typer.Option(help="Seed of the two draws, if there are more.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a new store with the same documents, their routes or the experts kept in another way.
+
+    For `code(d)` a decoder is fitted to the routes. Then routes are compared with those of the old store.
+
+    Example: `polyprag recode wiki.polyprag small.polyprag --codec "code(32)"`
+    """
+    if codec is None and expert_dtype is None:
+        raise typer.BadParameter("name what is to change: --codec, --expert-dtype or both")
+
+    def work(step: Callable[[str], None]) -> recoding.Recoded:
+        return recoding.recode(
+            store, dest, codec=codec, expert_dtype=expert_dtype, sample=sample, seed=seed, step=step
+        )
+
+    done = working(f"Recoding {store}", work)
+    if as_json:
+        print_json(done.to_json())
+        return
+    found = done.fidelity
+    which = f"{found.documents:,} drawn of {found.of:,} documents" if found.sampled else "all documents"
+    say(
+        f"{dest}: routes as {done.codec}, {done.route_bytes_per_document:,.1f} bytes a document "
+        f"({done.codec_before}: {done.route_bytes_per_document_before:,.1f}); "
+        f"{done.total_bytes:,} bytes in all ({done.total_bytes_before:,})"
+    )
+    say(
+        f"Weights over {which} with a route: |dw| at most {found.max_dw:.2g}, mean {found.mean_dw:.2g}; "
+        f"KL divergence of a group, mean {found.mean_kl:.2g}"
+    )
+    if done.note:
+        say(f"Note: {done.note}", "yellow", err)
 
 
 def reindex(store: StorePath, as_json: AsJson = False) -> None:

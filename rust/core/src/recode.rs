@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::copy::{NewCopy, copy_part};
 use crate::error::{Error, Result};
+use crate::files::Directory;
 use crate::generation::Generation;
 use crate::manifest::{Current, Hash, Manifest, Part, role};
 use crate::new_folder::parent_of;
@@ -56,8 +57,8 @@ pub fn recode(source: &Generation, path: &Path, recoding: &Recoding<'_>) -> Resu
                 let digest = source.experts.rewrite(dir, &file, expert_dtype)?;
                 manifest.parts.push(Part::new(role::EXPERTS, file, digest));
             }
-            role::DECODER if !matches!(how, How::Codes) => {}
-            role::ROUTES | role::SCALES => {}
+            role::DECODER if !matches!(how, How::Codes | How::Copied) => {}
+            role::ROUTES | role::SCALES if !matches!(how, How::Copied) => {}
             role => {
                 copy_part(&source.dir, part, dir)?;
                 manifest.parts.push(part.clone());
@@ -74,21 +75,11 @@ pub fn recode(source: &Generation, path: &Path, recoding: &Recoding<'_>) -> Resu
         manifest.parts.push(Part::new(role::DECODER, file, digest));
     }
 
-    let mut routes = StagedRoutes::new(None, decoder_hash, spec.codec.to_string());
-    if let Some(levels) = codec.levels() {
-        // Once over all rows, so that one set of scales serves them all.
-        let mut range = ColumnRange::new(codec.columns());
-        each_batch(source, &how, &mut |_, rows| {
-            rows.chunks_exact(codec.columns().max(1))
-                .for_each(|row| range.extend(row));
-            Ok(())
-        })?;
-        routes.use_scales(dir, &mut names, &ScaleValues::fit(levels, &range))?;
+    if !matches!(how, How::Copied) {
+        let routes = StagedRoutes::new(None, decoder_hash, spec.codec.to_string());
+        let parts = encode(source, dir, codec.as_ref(), &how, &mut names, routes)?;
+        manifest.parts.extend(parts);
     }
-    each_batch(source, &how, &mut |docnos, rows| {
-        routes.encode(dir, codec.as_ref(), &mut names, docnos, rows)
-    })?;
-    manifest.parts.extend(routes.finish()?);
 
     let file = Manifest::name(manifest.generation);
     let json = manifest.to_json(&dir.path_of(&file))?;
@@ -99,8 +90,35 @@ pub fn recode(source: &Generation, path: &Path, recoding: &Recoding<'_>) -> Resu
     copy.finish(&current, &json)
 }
 
+/// Scales and segments of all rows.
+fn encode(
+    source: &Generation,
+    dir: &Directory,
+    codec: &dyn Codec,
+    how: &How<'_>,
+    names: &mut Names,
+    mut routes: StagedRoutes,
+) -> Result<Vec<Part>> {
+    if let Some(levels) = codec.levels() {
+        // Once over all rows, so that one set of scales serves them all.
+        let mut range = ColumnRange::new(codec.columns());
+        each_batch(source, how, &mut |_, rows| {
+            rows.chunks_exact(codec.columns().max(1))
+                .for_each(|row| range.extend(row));
+            Ok(())
+        })?;
+        routes.use_scales(dir, names, &ScaleValues::fit(levels, &range))?;
+    }
+    each_batch(source, how, &mut |docnos, rows| {
+        routes.encode(dir, codec, names, docnos, rows)
+    })?;
+    routes.finish()
+}
+
 /// How a row of the new store comes from the old one.
 enum How<'r> {
+    /// The records as they are.
+    Copied,
     Logits,
     Weights,
     /// The codes as they are, with the same decoder.
@@ -118,6 +136,9 @@ impl<'r> How<'r> {
             return Err(Error::invalid(format!(
                 "recode: codec {from} keeps weights alone, and {to} needs the logits: recode from the store that it was made of"
             )));
+        }
+        if from == to && recoding.decoder.is_none() {
+            return Ok(How::Copied);
         }
         match (codec.keeps(), &recoding.decoder) {
             (Keeps::Logits, None) => Ok(How::Logits),
@@ -167,6 +188,7 @@ fn each_batch(source: &Generation, how: &How<'_>, each: &mut Each<'_>) -> Result
     let mut docnos = Vec::with_capacity(BATCH);
     let mut work = |docnos: &mut Vec<u64>| -> Result<()> {
         let rows = match how {
+            How::Copied => return Ok(()),
             How::Codes => source.rows(docnos)?,
             How::Logits => source.logits(docnos)?,
             How::Weights => source.weights(docnos)?,

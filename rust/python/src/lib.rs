@@ -10,6 +10,7 @@ compile_error!(
 );
 
 mod arrays;
+mod decoder;
 mod document;
 mod errors;
 mod hit;

@@ -3,12 +3,13 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use numpy::ndarray::IxDyn;
-use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
-use polyprag_core::{DecoderInput, DocumentId, Dtype, Error, Filter, Kind, Tensor};
+use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
+use polyprag_core::{CodecName, DocumentId, Dtype, Error, Filter, Kind, Recoding, Tensor};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping, PyString, PyType};
 
 use crate::arrays::{self, Given};
+use crate::decoder::GivenDecoder;
 use crate::document::Document;
 use crate::errors::{OrRaise, invalid};
 use crate::hit::Hit;
@@ -87,29 +88,8 @@ impl Store {
                 data: array.bytes(),
             })
             .collect();
-        let decoder = decoder
-            .map(
-                |pair| match pair.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() {
-                    Ok((v, b)) => Ok((
-                        arrays::float32("decoder V", &v)?,
-                        arrays::float32("decoder b", &b)?,
-                    )),
-                    Err(_) => Err(invalid(
-                        py,
-                        "decoder: expected a tuple (V, b) of two arrays",
-                    )),
-                },
-            )
-            .transpose()?;
-        let decoder = match &decoder {
-            Some((v, b)) => Some(DecoderInput {
-                v: bytemuck::cast_slice(v.as_slice()?),
-                v_shape: v.shape(),
-                b: bytemuck::cast_slice(b.as_slice()?),
-                b_shape: b.shape(),
-            }),
-            None => None,
-        };
+        let decoder = decoder.map(GivenDecoder::new).transpose()?;
+        let decoder = decoder.as_ref().map(GivenDecoder::core).transpose()?;
         let spec = polyprag_core::StoreSpec::clone(&spec.get().core);
         let core = py
             .detach(|| polyprag_core::Store::create(path, spec, &tensors, decoder.as_ref(), dtype))
@@ -316,6 +296,45 @@ impl Store {
     /// Write this generation into one new file at `path`.
     fn pack(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         py.detach(|| self.core.pack(path)).or_raise(py)
+    }
+
+    /// Write a new store at `path` with the same documents, their routes in another codec.
+    #[pyo3(signature = (path, *, codec, decoder=None, projection=None, expert_dtype=None))]
+    fn recode(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        codec: &str,
+        decoder: Option<&Bound<'_, PyAny>>,
+        projection: Option<&Bound<'_, PyAny>>,
+        expert_dtype: Option<&str>,
+    ) -> PyResult<()> {
+        let codec: CodecName = codec.parse().or_raise(py)?;
+        let expert_dtype: Option<Dtype> = expert_dtype.map(str::parse).transpose().or_raise(py)?;
+        let given = match (decoder, projection) {
+            (Some(decoder), Some(projection)) => {
+                let decoder = GivenDecoder::new(decoder)?;
+                let projection = decoder.projection(projection)?;
+                Some((decoder, projection))
+            }
+            (None, None) => None,
+            _ => {
+                return Err(invalid(
+                    py,
+                    "a decoder and a projection are given together, or neither",
+                ));
+            }
+        };
+        let decoder = match &given {
+            Some((decoder, projection)) => Some((decoder.core()?, projection.as_slice()?)),
+            None => None,
+        };
+        let recoding = Recoding {
+            codec,
+            decoder,
+            expert_dtype,
+        };
+        py.detach(|| self.core.recode(path, &recoding)).or_raise(py)
     }
 
     /// Move on to the newest generation; True if there was one.
