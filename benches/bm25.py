@@ -1,12 +1,13 @@
 """Searching by BM25 against what people use for that: speed, size, and whether the same documents come back.
 
-    python benches/bm25.py --json benches/results/bm25.json      (about half an hour)
+    python benches/bm25.py --json benches/results/bm25.json      (about ten minutes)
     python benches/bm25.py --quick
 
-Real Wikipedia passages (47,208), and, in the full form, a million more made of their sentences (seeded); questions
-of HotpotQA, 2Wiki, CWQ and PopQA. Title and text are one field in each. A query is from the question's text to the
-ids of the best k documents, warm. The data is that of POLYPRAG_DATA, which defaults to ../shared/data beside the
-repository. Needs tantivy and bm25s (numba makes the latter faster); a peer that is not installed is left out, and said so.
+Real Wikipedia passages (47,208), and, in the full form, a million, the others made of their sentences
+(seeded); questions of HotpotQA, 2Wiki, CWQ and PopQA. Title and text are one field in each. A query is from the
+question's text to the ids of the best k documents, warm. The data is that of POLYPRAG_DATA, which defaults to
+../shared/data beside the repository. Needs tantivy and bm25s (numba makes the latter faster); a peer that is
+not installed is left out, and said so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +169,8 @@ def with_tantivy(path: Path, passages: list[Passage]) -> Built:
     searcher = index.searcher()
 
     def search(text: str, k: int) -> list[int]:
-        # Its query language would trip over a question's signs.
-        query = index.parse_query(" ".join(re.findall(r"\w+", text)).lower(), ["body"])
+        # Its query language would trip over a question's signs and capital words.
+        query = index.parse_query(" ".join(re.findall(r"[^\W_]+", text)).lower(), ["body"])
         hits = searcher.search(query, k, count=False).hits
         return [searcher.doc(address)["id"][0] for _, address in hits]
 
@@ -245,8 +247,8 @@ def measure(
             for k in KS:
                 row[f"one_thread_k{k}_per_s"] = len(asked) / one_thread(built, asked, k, rounds)
                 row[f"two_threads_k{k}_per_s"] = len(asked) / two_threads(built, asked, k, rounds)
-                if built.many is not None:
-                    row[f"many_k{k}_per_s"] = len(asked) / shortest(lambda k=k: built.many(asked, k), rounds)  # type: ignore[misc]
+                if (many := built.many) is not None:
+                    row[f"many_k{k}_per_s"] = len(asked) / shortest(partial(many, asked, k), rounds)
             row["load"] = os.getloadavg()[0]
             print(json.dumps(row), file=sys.stderr)
             rows.append(row)

@@ -160,7 +160,7 @@ fn texts() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 16, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 32, ..Default::default() })]
 
     /// Several segments, deletions, replaced documents: a filter takes away and changes nothing else.
     #[test]
@@ -273,6 +273,98 @@ fn a_filter_on_each_kind() {
             .all(|hits| names(hits) == ["\"a\"", "\"b\""])
     );
     store.verify().unwrap();
+}
+
+#[test]
+fn filters_live_through_compaction_reindexing_and_merging() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let mut writer = create(&path, filtered_spec());
+    for generation in 0..3 {
+        for i in 0..6 {
+            let metadata = json!({"lang": LANGS[i % 3], "year": 10 * generation + i as i64});
+            let name = format!("{generation}-{i}");
+            put(
+                &mut writer,
+                document(&name, "alike", &metadata),
+                OnDuplicate::Error,
+            );
+        }
+        writer.commit().unwrap();
+    }
+    writer.delete(&ids(&["1-1", "2-4"])).unwrap();
+    writer.commit().unwrap();
+    let asked = filter(&json!({"lang": ["en", "de"], "year": {"gte": 3, "lt": 22}}));
+    let found = |store: &Store| names(&store.search("alike", 99, Some(&asked)).unwrap());
+    let store = Store::open(&path).unwrap();
+    let expected = found(&store);
+    assert_eq!(
+        expected,
+        [
+            "\"0-3\"", "\"0-4\"", "\"1-0\"", "\"1-3\"", "\"1-4\"", "\"2-0\"", "\"2-1\""
+        ]
+    );
+
+    writer.compact().unwrap();
+    assert!(store.refresh().unwrap());
+    assert_eq!(found(&store), expected);
+
+    for name in files(&path).iter().filter(|name| name.ends_with(".fast")) {
+        fs::write(path.join(name), "no index").unwrap();
+    }
+    assert!(
+        Store::open(&path)
+            .unwrap()
+            .search("alike", 3, None)
+            .is_err()
+    );
+    writer.reindex().unwrap();
+    let rebuilt = Store::open(&path).unwrap();
+    rebuilt.verify().unwrap();
+    assert_eq!(found(&rebuilt), expected);
+    drop(writer);
+
+    let other = tmp.path().join("other");
+    let mut writer = create(&other, filtered_spec());
+    writer.commit().unwrap();
+    writer.merge(&rebuilt, OnDuplicate::Error).unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    assert_eq!(found(&Store::open(&other).unwrap()), expected);
+
+    // Values that were not kept cannot be indexed again.
+    let path = tmp.path().join("forgetful");
+    let mut writer = create(
+        &path,
+        StoreSpec {
+            keep_metadata: false,
+            ..filtered_spec()
+        },
+    );
+    put(
+        &mut writer,
+        document("a", "alike", &json!({"lang": "en"})),
+        OnDuplicate::Error,
+    );
+    writer.commit().unwrap();
+    let error = writer.reindex().unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("filters on metadata that it does not keep"),
+        "{error}"
+    );
+    let forgetful = Store::open(&path).unwrap();
+    assert_eq!(
+        forgetful
+            .search("alike", 3, Some(&filter(&json!({"lang": "en"}))))
+            .unwrap()
+            .len(),
+        1
+    );
+    let mut writer = Store::open(&other).unwrap().writer().unwrap();
+    let error = writer.merge(&forgetful, OnDuplicate::Error).unwrap_err();
+    assert!(matches!(error, Error::InvalidInput(_)), "{error:?}");
 }
 
 #[test]
