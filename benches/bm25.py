@@ -4,10 +4,10 @@
     python benches/bm25.py --quick
 
 Real Wikipedia passages (47,208), and, in the full form, a million, the others made of their sentences
-(seeded); questions of HotpotQA, 2Wiki, CWQ and PopQA. Title and text are one field in each. A query is from the
-question's text to the ids of the best k documents, warm. The data is that of POLYPRAG_DATA, which defaults to
-../shared/data beside the repository. Needs tantivy and bm25s (numba makes the latter faster); a peer that is
-not installed is left out, and said so.
+(seeded); questions of HotpotQA, 2Wiki, CWQ and PopQA. Title and text are one field in each. A query is from
+the text of a question to the ids of the best k documents, warm. The data is in POLYPRAG_DATA, which defaults
+to ../shared/data beside the repository. Needs tantivy and bm25s (numba makes the latter faster); a peer that
+is not installed is left out, and said so.
 """
 
 from __future__ import annotations
