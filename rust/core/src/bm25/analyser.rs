@@ -20,6 +20,7 @@
 
 use std::borrow::Cow;
 
+use caseless::Caseless;
 use serde::{Deserialize, Serialize};
 use tantivy::tokenizer::{Token, TokenStream, Tokenizer};
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfkc_quick};
@@ -97,18 +98,48 @@ impl Analyser {
             Some(stemmer) if word.is_ascii() => sink(shorten(&stemmer.stem(word))),
             _ => sink(shorten(word)),
         };
-        if folded.is_ascii() {
-            for word in folded.unicode_words() {
-                cut_word(word, &mut emit_word);
-            }
-            return;
-        }
         let mut run = Run::default();
-        for segment in folded.split_word_bounds() {
-            cut_segment(segment, &mut run, &mut emit_word);
+        for chunk in chunks(&folded) {
+            if chunk.is_ascii() {
+                run.flush(&mut emit_word);
+                for word in chunk.unicode_words() {
+                    cut_word(word, &mut emit_word);
+                }
+            } else {
+                for segment in chunk.split_word_bounds() {
+                    cut_segment(segment, &mut run, &mut emit_word);
+                }
+            }
         }
         run.flush(&mut emit_word);
     }
+}
+
+/// Pieces of a text whose words are those of the text: only what is not ASCII needs the slow way.
+///
+/// It is cut before a space that an ASCII letter or digit follows. What is on one side of such a space
+/// decides no word boundary on the other (a space followed by a combining mark would belong to it).
+fn chunks(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = (!text.is_empty()).then_some(text);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        if text.is_ascii() {
+            return Some(text);
+        }
+        let bytes = text.as_bytes();
+        let is_cut = |at: usize| {
+            bytes.get(at) == Some(&b' ') && bytes.get(at + 1).is_some_and(u8::is_ascii_alphanumeric)
+        };
+        // The whole ASCII beginning as one, then one word that is not.
+        let foreign = bytes.iter().position(|b| !b.is_ascii())?;
+        let end = match (1..foreign).rev().find(|at| is_cut(*at)) {
+            Some(before) => Some(before),
+            None => (foreign..bytes.len()).find(|at| is_cut(*at)),
+        };
+        let (chunk, after) = text.split_at(end.unwrap_or(text.len()));
+        rest = (!after.is_empty()).then_some(after);
+        Some(chunk)
+    })
 }
 
 fn unknown(what: &str, found: &str, known: &str) -> Error {
@@ -126,18 +157,32 @@ fn fold(text: &str) -> Cow<'_, str> {
             Cow::Borrowed(text)
         };
     }
-    let folded: String = caseless::default_case_fold_str(
-        &text
-            .chars()
-            .filter(|c| !is_ignorable(*c))
-            .nfkc()
-            .collect::<String>(),
-    );
-    if is_nfkc_quick(folded.chars()) == IsNormalized::Yes {
-        Cow::Owned(folded)
+    let visible: Cow<'_, str> = if text.chars().any(is_ignorable) {
+        Cow::Owned(text.chars().filter(|c| !is_ignorable(*c)).collect())
     } else {
-        Cow::Owned(folded.nfkc().collect())
+        Cow::Borrowed(text)
+    };
+    let folded = fold_case(&composed(visible));
+    Cow::Owned(composed(Cow::Owned(folded)).into_owned())
+}
+
+/// NFKC, which most text is already.
+fn composed(text: Cow<'_, str>) -> Cow<'_, str> {
+    match is_nfkc_quick(text.chars()) {
+        IsNormalized::Yes => text,
+        _ => Cow::Owned(text.nfkc().collect()),
     }
+}
+
+fn fold_case(text: &str) -> String {
+    let mut folded = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_ascii() {
+            true => folded.push(c.to_ascii_lowercase()),
+            false => folded.extend(std::iter::once(c).default_case_fold()),
+        }
+    }
+    folded
 }
 
 /// Characters that steer rendering and carry no text of their own.
@@ -307,8 +352,16 @@ impl Tokenizer for Analyser {
     type TokenStream<'a> = Terms;
 
     fn token_stream<'a>(&'a mut self, text: &'a str) -> Terms {
+        let mut terms = String::with_capacity(text.len());
+        let mut ends = Vec::with_capacity(text.len() / 5);
+        self.each_term(text, |term| {
+            terms.push_str(term);
+            ends.push(terms.len());
+        });
         Terms {
-            terms: self.terms(text).into_iter(),
+            terms,
+            ends: ends.into_iter(),
+            start: 0,
             token: Token::default(),
         }
     }
@@ -317,20 +370,24 @@ impl Tokenizer for Analyser {
 /// The terms of one text, one after the other.
 #[derive(Debug)]
 pub struct Terms {
-    terms: std::vec::IntoIter<String>,
+    /// All of them, without anything between.
+    terms: String,
+    ends: std::vec::IntoIter<usize>,
+    start: usize,
     token: Token,
 }
 
 impl TokenStream for Terms {
     fn advance(&mut self) -> bool {
-        match self.terms.next() {
-            Some(term) => {
-                self.token.position = self.token.position.wrapping_add(1);
-                self.token.text = term;
-                true
-            }
-            None => false,
-        }
+        let Some(end) = self.ends.next() else {
+            return false;
+        };
+        let term = self.terms.get(self.start..end).unwrap_or_default();
+        self.token.text.clear();
+        self.token.text.push_str(term);
+        self.token.position = self.token.position.wrapping_add(1);
+        self.start = end;
+        true
     }
 
     fn token(&self) -> &Token {
@@ -344,6 +401,8 @@ impl TokenStream for Terms {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn plain(text: &str) -> Vec<String> {
@@ -410,6 +469,60 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(&plain(text), expected, "{text:?}");
+        }
+    }
+
+    /// The definition, step by step and without a short way.
+    fn by_definition(text: &str) -> Vec<String> {
+        let composed: String = text.chars().filter(|c| !is_ignorable(*c)).nfkc().collect();
+        let folded: String = caseless::default_case_fold_str(&composed).nfkc().collect();
+        let mut terms = Vec::new();
+        let mut emit = |word: &str| terms.push(shorten(word).to_owned());
+        let mut run = Run::default();
+        for segment in folded.split_word_bounds() {
+            cut_segment(segment, &mut run, &mut emit);
+        }
+        run.flush(&mut emit);
+        terms
+    }
+
+    /// Pieces that meet at every kind of boundary: ASCII, marks, joiners, signs that hold words together,
+    /// flags, scripts without spaces, what folds or composes into something longer.
+    const PIECES: &str = "a b Z 0 9 _ . , ; : ' \" - / \t \n \r \u{b} \u{a0} \u{2003} \u{301} \u{93f} \u{345} \u{903} \u{200d} \
+        \u{ad} \u{fe0f} é É ß İ ſ K ﬁ ㍿ Ａ １ ’ · … – × ½ ² 🚀 👩 🏽 🇫 🇷 ❤ 山 北 の ー カ ﾊ ﾞ 전 ᄒ ᅡ ᆫ ก ำ ๕ ភ ្ ם \u{5f3} ' ا \u{660} ख ्";
+
+    proptest! {
+        #[test]
+        fn short_ways_lead_to_the_same_terms(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    3 => prop::sample::select(PIECES.split(' ').collect::<Vec<_>>()),
+                    2 => Just(" "),
+                    1 => prop::sample::select(vec!["word", "Two words", " x", "3.14", "l'h", "e.g."]),
+                ],
+                0..40,
+            ),
+        ) {
+            let text = pieces.concat();
+            let expected = by_definition(&text);
+            prop_assert_eq!(plain(&text), expected.clone(), "{:?}", text);
+            let mut analyser = Analyser { stem_english: false };
+            let mut stream = analyser.token_stream(&text);
+            let mut streamed = Vec::new();
+            while stream.advance() {
+                streamed.push(stream.token().text.clone());
+            }
+            prop_assert_eq!(streamed, expected);
+        }
+
+        #[test]
+        fn any_text_has_the_terms_of_the_definition(text in "\\PC{0,60}") {
+            prop_assert_eq!(plain(&text), by_definition(&text));
+        }
+
+        #[test]
+        fn chunks_are_the_text(text in "[ab é\u{301} ]{0,30}") {
+            prop_assert_eq!(chunks(&text).collect::<String>(), text);
         }
     }
 
