@@ -223,16 +223,15 @@ fn survives(
 fn an_acknowledged_commit_survives_whatever_was_not_synced() {
     let runs: Vec<(Vec<Step>, &str)> = match full() {
         false => vec![(short(), "q8"), (verbs(), "code(3)")],
-        true => ["f32", "f16", "q8", "code(3)"]
-            .into_iter()
-            .flat_map(|codec| {
-                let drawn = (0..2).map(move |i| (drawn(seed() + i, 12), codec));
-                drawn.chain([(short(), codec), (verbs(), codec)])
-            })
-            .collect(),
+        true => vec![
+            (short(), "q8"),
+            (verbs(), "code(3)"),
+            (drawn(seed(), 12), "f32"),
+            (drawn(seed() + 1, 12), "q8"),
+        ],
     };
     let (rounds, share, writes, stride) = match full() {
-        true => (12, 1000, 200, 1),
+        true => (4, 1000, 50, 1),
         false => (2, 50, 30, 3),
     };
     for (steps, codec) in runs {
