@@ -11,18 +11,19 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::files::{Digest, Directory, INDEX_FOLDER, PartWriter};
+use crate::files::{Digest, Directory, INDEX_FOLDER, LockMode, PartWriter, lock};
 use crate::generation::Generation;
 use crate::lock::take_lock;
 use crate::manifest::{CURRENT, CURRENT_LIMIT, Current, Hash, MANIFEST_LIMIT, Manifest, Part};
-use crate::new_folder::{NewFolder, parent_of};
+use crate::new_folder::{NewFolder, remove_abandoned};
 
 const CHUNK: usize = 1 << 20;
+/// How the name of an archive begins while it is written.
+const PACKING: &str = ".polyprag-pack-";
 
-/// Copies the generation to a new store at `path`.
-pub fn snapshot(generation: &Generation, path: &Path) -> Result<()> {
-    let (parent, name) = parent_of(path)?;
-    let mut copy = NewCopy::begin(parent, &name)?;
+/// Copies the generation to a new store, `name` in `parent`.
+pub fn snapshot(generation: &Generation, parent: Directory, name: &OsStr) -> Result<()> {
+    let mut copy = NewCopy::begin(parent, name)?;
     for part in &generation.manifest().parts {
         copy_part(&generation.dir, part, copy.folder.dir())?;
     }
@@ -105,21 +106,23 @@ impl NewCopy {
     }
 }
 
-/// Writes the generation into one new file.
-pub fn pack(generation: &Generation, path: &Path) -> Result<()> {
-    let (parent, target) = parent_of(path)?;
-    if parent.has(&target)? {
+/// Writes the generation into one new file, `name` in `parent`.
+pub fn pack(generation: &Generation, parent: &Directory, name: &OsStr) -> Result<()> {
+    if parent.has(name)? {
         let source = std::io::Error::from(ErrorKind::AlreadyExists);
-        return Err(Error::io(path, source));
+        return Err(Error::io(parent.path_of(name), source));
     }
+    remove_abandoned(parent, OsStr::new(PACKING));
     let nanos = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos());
-    let beside = format!(".polyprag-pack-{}-{nanos:x}", std::process::id());
+    let beside = format!("{PACKING}{}-{nanos:x}", std::process::id());
     let written = parent.create_part(&beside).and_then(|part| {
-        let archive = pack_into(generation, part)?;
-        archive.finish()?;
-        parent.rename_new(OsStr::new(&beside), &target)?;
+        // Others see by the lock that somebody is at work on it.
+        let file = parent.open_file(&beside)?;
+        lock(&file, LockMode::Exclusive, &parent.path_of(&beside))?;
+        pack_into(generation, part)?.finish()?;
+        parent.rename_new(OsStr::new(&beside), name)?;
         parent.sync()
     });
     if written.is_err() {
@@ -233,9 +236,8 @@ impl Read for Hashing {
     }
 }
 
-/// Makes a store at `path` of a file that [`pack`] wrote.
-pub fn unpack(file: &Path, path: &Path) -> Result<()> {
-    let (parent, name) = parent_of(path)?;
+/// Makes a store, `name` in `parent`, of a file that [`pack`] wrote.
+pub fn unpack(file: &Path, parent: Directory, name: &OsStr) -> Result<()> {
     let source = File::open(file).map_err(|e| Error::io(file, e))?;
     let mut archive = tar::Archive::new(source);
     let broken = |e: std::io::Error| match e.raw_os_error() {
@@ -259,7 +261,7 @@ pub fn unpack(file: &Path, path: &Path) -> Result<()> {
         return Err(Error::corrupt(file, "manifest", expected, found));
     }
     let manifest = Manifest::parse(&json, &file.with_file_name(&current.manifest))?;
-    let mut copy = NewCopy::begin(parent, &name)?;
+    let mut copy = NewCopy::begin(parent, name)?;
     for part in &manifest.parts {
         let mut entry = next(&part.file)?;
         is_named(&entry, &part.file, file)?;

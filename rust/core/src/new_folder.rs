@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::files::{Directory, Lock, LockMode};
+use crate::files::{Directory, Lock, LockMode, lock};
 
 /// The folder in which a new store is built, beside its path; removed unless it was moved there.
 #[derive(Debug)]
@@ -93,23 +93,24 @@ pub fn parent_of(path: &Path) -> Result<(Directory, OsString)> {
     Ok((parent, name.to_owned()))
 }
 
-/// Folders of creators that were killed: nobody holds the lock on them.
-fn remove_abandoned(parent: &Directory, prefix: &OsStr) {
+/// Removes folders and files of creators that were killed: nobody holds the lock on them.
+pub fn remove_abandoned(parent: &Directory, prefix: &OsStr) {
     if parent.is_shared_between_machines() {
         return;
     }
     let (Ok(names), Some(prefix)) = (parent.list(), prefix.to_str()) else {
         return;
     };
+    let held = |lock: Result<Lock>| lock.is_ok_and(|l| l == Lock::Held);
     for name in names.iter().filter(|n| n.starts_with(prefix)) {
-        let Ok(folder) = parent.folder(name) else {
-            continue;
-        };
-        if folder
-            .lock(LockMode::Exclusive)
-            .is_ok_and(|l| l == Lock::Held)
+        if let Ok(folder) = parent.folder(name) {
+            if held(folder.lock(LockMode::Exclusive)) {
+                let _ = parent.remove_folder(OsStr::new(name));
+            }
+        } else if let Ok(file) = parent.open_file(name)
+            && held(lock(&file, LockMode::Exclusive, parent.path()))
         {
-            let _ = parent.remove_folder(OsStr::new(name));
+            let _ = parent.remove(name);
         }
     }
 }

@@ -330,17 +330,35 @@ impl Store {
 
     /// Copies this generation, and nothing of others, to a new store at `path`.
     pub fn snapshot(&self, path: impl AsRef<Path>) -> Result<()> {
-        copy::snapshot(&*self.current()?, path.as_ref())
+        let (parent, name) = parent_of(path.as_ref())?;
+        self.snapshot_in(parent, &name)
+    }
+
+    /// As [`Store::snapshot`], at `name` in a directory that is open already.
+    pub fn snapshot_in(&self, parent: Directory, name: &OsStr) -> Result<()> {
+        copy::snapshot(&*self.current()?, parent, name)
     }
 
     /// Writes this generation into one new file at `path`.
     pub fn pack(&self, path: impl AsRef<Path>) -> Result<()> {
-        copy::pack(&*self.current()?, path.as_ref())
+        let (parent, name) = parent_of(path.as_ref())?;
+        self.pack_in(parent, &name)
+    }
+
+    /// As [`Store::pack`], at `name` in a directory that is open already.
+    pub fn pack_in(&self, parent: Directory, name: &OsStr) -> Result<()> {
+        copy::pack(&*self.current()?, &parent, name)
     }
 
     /// Makes a new store at `path` of a file that [`Store::pack`] wrote.
     pub fn unpack(file: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
-        copy::unpack(file.as_ref(), path.as_ref())
+        let (parent, name) = parent_of(path.as_ref())?;
+        Self::unpack_in(file, parent, &name)
+    }
+
+    /// As [`Store::unpack`], at `name` in a directory that is open already.
+    pub fn unpack_in(file: impl AsRef<Path>, parent: Directory, name: &OsStr) -> Result<()> {
+        copy::unpack(file.as_ref(), parent, name)
     }
 
     /// Writes a new store at `path` with the same documents, their routes or the experts kept in another way.

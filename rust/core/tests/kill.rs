@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crash::oracle::{State, Version, check, check_nothing_left_over, check_previous, document};
@@ -210,6 +210,10 @@ enum Manner {
     Places,
 }
 
+/// Held while a child is started, and while this process writes: a child has every lock of this process until it
+/// begins to be itself.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// One store and its children.
 fn live(name: &str, seed: u64, codec: &str, kills: usize, manner: Manner, counts: &mut Counts) {
     let tmp = folder();
@@ -221,6 +225,7 @@ fn live(name: &str, seed: u64, codec: &str, kills: usize, manner: Manner, counts
             Manner::AnyTime => NOWHERE,
             Manner::Places => random.below(100),
         };
+        let alone = ALONE.lock().unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
             .env(FOLDER, tmp.path())
@@ -230,6 +235,7 @@ fn live(name: &str, seed: u64, codec: &str, kills: usize, manner: Manner, counts
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        drop(alone);
         let out = BufReader::new(child.stdout.take().unwrap());
         let (lines, said) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
@@ -293,6 +299,7 @@ fn live(name: &str, seed: u64, codec: &str, kills: usize, manner: Manner, counts
         check(&store, &history.state, codec, history.versions).expect(&about);
         check_previous(&path).expect(&about);
         if random.coin() {
+            let _alone = ALONE.lock().unwrap();
             drop(store.writer().expect(&about));
             check_nothing_left_over(&path).expect(&about);
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crash::disk::{Bytes, Change, Choice, Disk, Names, Node, Recorder, Trace};
+use crash::disk::{Bytes, Change, Disk, Names, Node, Recorder, Trace};
 use crash::oracle::{self, State, check, check_nothing_left_over, check_previous};
 use crash::session::{NAME, Session, Step, drawn, short, verbs};
 use crash::{Random, folder, full, kind, seed};
@@ -142,29 +142,6 @@ impl Recorded {
     }
 }
 
-/// What may be on the disk: names in each of the ways, and bytes in each of theirs.
-fn choices(disk: &Disk, random: &mut Random, rounds: usize) -> Vec<Choice> {
-    let mut names = vec![Names::None];
-    let calls = disk.pending_names();
-    if calls > 0 {
-        names.push(Names::All);
-    }
-    if calls > 1 {
-        names.extend((0..calls).map(Names::Without));
-        names.extend((0..calls).map(Names::Only));
-        names.extend((0..rounds).map(|_| Names::Random(random.next())));
-    }
-    let mut bytes = vec![Bytes::None];
-    if disk.pending_bytes() {
-        bytes.extend([Bytes::All, Bytes::Zeros]);
-        bytes.extend((0..rounds).map(|_| Bytes::Torn(random.next())));
-    }
-    names
-        .iter()
-        .flat_map(|n| bytes.iter().map(move |b| (n.clone(), b.clone())))
-        .collect()
-}
-
 /// Tries images after each `stride`-th event of a session: `share` of them in thousandths, `writes` of those with
 /// a writer.
 fn survives(
@@ -193,7 +170,7 @@ fn survives(
                         continue;
                     }
                     let mut random = Random(seed ^ (at as u64) << 32);
-                    for choice in choices(&disk, &mut random, rounds) {
+                    for choice in disk.choices(&mut random, rounds) {
                         let drawn = random.below(1000);
                         let usual = matches!(choice, (Names::None | Names::All, _));
                         if !usual && drawn >= share {
@@ -302,7 +279,7 @@ impl Recorded {
                     disk.apply(&event.change);
                 }
             }
-            for choice in choices(&disk, &mut Random(0), 0) {
+            for choice in disk.choices(&mut Random(0), 0) {
                 let image = disk.image(&choice);
                 if !seen.insert((image.hash(), before[at])) {
                     continue;

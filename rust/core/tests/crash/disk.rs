@@ -275,6 +275,29 @@ impl Disk {
         self.files.values().any(|f| !f.pending.is_empty())
     }
 
+    /// What may be there: names in each of the ways, and bytes in each of theirs.
+    pub fn choices(&self, random: &mut Random, rounds: usize) -> Vec<Choice> {
+        let mut names = vec![Names::None];
+        let calls = self.pending_names();
+        if calls > 0 {
+            names.push(Names::All);
+        }
+        if calls > 1 {
+            names.extend((0..calls).map(Names::Without));
+            names.extend((0..calls).map(Names::Only));
+            names.extend((0..rounds).map(|_| Names::Random(random.next())));
+        }
+        let mut bytes = vec![Bytes::None];
+        if self.pending_bytes() {
+            bytes.extend([Bytes::All, Bytes::Zeros]);
+            bytes.extend((0..rounds).map(|_| Bytes::Torn(random.next())));
+        }
+        names
+            .iter()
+            .flat_map(|n| bytes.iter().map(move |b| (n.clone(), b.clone())))
+            .collect()
+    }
+
     /// One of the disks that a power loss may leave now.
     pub fn image(&self, (names, bytes): &Choice) -> Node {
         let mut random = match names {
