@@ -21,8 +21,9 @@ impl Quantised {
     }
 }
 
-/// So far from the largest f32 that no level of a column overflows, nor the width of a column.
-const LIMIT: f32 = f32::MAX / 4.0;
+/// So far from the largest f32 that |centre| + 128 * scale, which a part of scales promises, is finite however coarse the
+/// levels (those of q1 are a scale apart, and the scale as large as half the column) and after widening.
+const LIMIT: f32 = f32::MAX / 256.0;
 
 impl Codec for Quantised {
     fn keeps(&self) -> Keeps {
