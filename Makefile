@@ -27,14 +27,15 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-rust test-python lint bench proof clean check
+.PHONY: help setup demo test test-rust test-python lint bench fuzz proof clean check
 
 help:
 	@echo 'make demo    install and build, then encode the sample corpus and measure it (the main job)'
 	@echo 'make test    install and build, then run the Rust and the Python tests'
 	@echo 'make lint    formatting, lints and types, of both languages'
 	@echo 'make bench   measure on PopQA, three seeds: benches/results/popqa.json'
-	@echo 'make proof   the tests that draw their cases, with many more cases (hours)'
+	@echo 'make fuzz    everything that reads a file, on mutated ones, FUZZ_RUNS=... a target (needs a C++ compiler)'
+	@echo 'make proof   fuzzing, and the tests that draw their cases, with many more cases (hours)'
 	@echo 'make setup   only install and build: .venv/bin/polyprag is ready then'
 	@echo 'make clean   remove what was installed and built; demo/ and results stay'
 	@echo
@@ -98,7 +99,11 @@ bench: setup
 	@mkdir -p benches/results
 	@$(BIN)/python benches/popqa.py --seeds 3 --json benches/results/popqa.json
 
+fuzz: check
+	@sh scripts/fuzz.sh
+
 proof: setup
+	@FUZZ_RUNS=$${FUZZ_RUNS:-4000000} sh scripts/fuzz.sh
 	@POLYPRAG_PROOF=1 PROPTEST_CASES=20000 $(CARGO_TEST) -- --quiet --nocapture
 	@$(PYTEST) --hypothesis-profile=proof
 

@@ -239,6 +239,21 @@ impl Read for Hashing {
 /// Makes a store, `name` in `parent`, of a file that [`pack`] wrote.
 pub fn unpack(file: &Path, parent: Directory, name: &OsStr) -> Result<()> {
     let source = File::open(file).map_err(|e| Error::io(file, e))?;
+    let begin = || NewCopy::begin(parent, name);
+    let (mut copy, current, manifest) = read_packed(source, file, begin, |copy, part, entry| {
+        receive(copy.folder.dir(), part, entry, file)
+    })?;
+    copy.finish(&current, &manifest)
+}
+
+/// Reads a packed store from front to back. `begin` is called when its manifest is known to be one, and `take`
+/// for each part, all of whose bytes it has to read and to compare. Returns what `begin` gave, and the manifest.
+pub fn read_packed<C>(
+    source: impl Read,
+    file: &Path,
+    begin: impl FnOnce() -> Result<C>,
+    mut take: impl FnMut(&mut C, &Part, &mut dyn Read) -> Result<()>,
+) -> Result<(C, Current, Vec<u8>)> {
     let mut archive = tar::Archive::new(source);
     let broken = |e: std::io::Error| match e.raw_os_error() {
         Some(_) => Error::io(file, e),
@@ -261,7 +276,7 @@ pub fn unpack(file: &Path, parent: Directory, name: &OsStr) -> Result<()> {
         return Err(Error::corrupt(file, "manifest", expected, found));
     }
     let manifest = Manifest::parse(&json, &file.with_file_name(&current.manifest))?;
-    let mut copy = NewCopy::begin(parent, name)?;
+    let mut begun = begin()?;
     for part in &manifest.parts {
         let mut entry = next(&part.file)?;
         is_named(&entry, &part.file, file)?;
@@ -269,12 +284,12 @@ pub fn unpack(file: &Path, parent: Directory, name: &OsStr) -> Result<()> {
             let expected = format!("{} bytes of {}", part.length, part.file);
             return Err(malformed(file, expected, entry.size()));
         }
-        receive(copy.folder.dir(), part, &mut entry, file)?;
+        take(&mut begun, part, &mut entry)?;
     }
     if entries.next().is_some() {
         return Err(malformed(file, "the end of the archive", "another file"));
     }
-    copy.finish(&current, &json)
+    Ok((begun, current, json))
 }
 
 fn malformed(
@@ -285,7 +300,7 @@ fn malformed(
     Error::corrupt(file, "packed store", expected, found)
 }
 
-fn is_named(entry: &tar::Entry<'_, File>, name: &str, file: &Path) -> Result<()> {
+fn is_named(entry: &tar::Entry<'_, impl Read>, name: &str, file: &Path) -> Result<()> {
     let found = entry.path_bytes();
     if found.as_ref() != name.as_bytes() || !entry.header().entry_type().is_file() {
         let found = String::from_utf8_lossy(&found).into_owned();
@@ -299,7 +314,12 @@ fn is_named(entry: &tar::Entry<'_, File>, name: &str, file: &Path) -> Result<()>
 }
 
 /// A whole small entry; `limit` bounds what is allocated.
-fn small(entry: &mut tar::Entry<'_, File>, name: &str, limit: u64, file: &Path) -> Result<Vec<u8>> {
+fn small(
+    entry: &mut tar::Entry<'_, impl Read>,
+    name: &str,
+    limit: u64,
+    file: &Path,
+) -> Result<Vec<u8>> {
     is_named(entry, name, file)?;
     if entry.size() > limit {
         let expected = format!("{name} of at most {limit} bytes");

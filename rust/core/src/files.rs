@@ -547,9 +547,15 @@ impl PartWriter {
 /// A mapped part. Copies share the map, and each keeps it alive.
 #[derive(Debug, Clone)]
 pub struct Mapped {
-    // An empty file cannot be mapped.
-    map: Option<Arc<memmap2::Mmap>>,
+    bytes: Bytes,
     path: Arc<Path>,
+}
+
+#[derive(Debug, Clone)]
+enum Bytes {
+    Map(Arc<memmap2::Mmap>),
+    /// An empty file, which cannot be mapped, or what a fuzz target gives.
+    Memory(Arc<[u8]>),
 }
 
 impl Mapped {
@@ -557,16 +563,24 @@ impl Mapped {
     fn new(file: &File, length: u64, path: PathBuf) -> Result<Self> {
         let size = usize::try_from(length)
             .map_err(|_| Error::corrupt(&path, "length", "a size that can be mapped", length))?;
-        let map = match size {
-            0 => None,
-            _ => Some(Arc::new(
+        let bytes = match size {
+            0 => Bytes::Memory(Arc::new([])),
+            _ => Bytes::Map(Arc::new(
                 map_file(file, size).map_err(|e| Error::io(&path, e))?,
             )),
         };
         Ok(Self {
-            map,
+            bytes,
             path: path.into(),
         })
+    }
+
+    /// Bytes in memory, as if a file had them.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        Self {
+            bytes: Bytes::Memory(bytes.into()),
+            path: Path::new("bytes in memory").into(),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -588,6 +602,9 @@ impl Deref for Mapped {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.map.as_deref().map_or(&[], |map| map)
+        match &self.bytes {
+            Bytes::Map(map) => map,
+            Bytes::Memory(bytes) => bytes,
+        }
     }
 }

@@ -44,7 +44,7 @@ impl Kind {
     }
 
     /// As in PNG: a high bit, both line ends and an end-of-file, which careless transfers alter.
-    fn magic(self) -> [u8; 8] {
+    pub fn magic(self) -> [u8; 8] {
         [0x89, b'P', b'P', self.letter(), b'\r', b'\n', 0x1a, b'\n']
     }
 }

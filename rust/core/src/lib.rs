@@ -20,6 +20,8 @@ pub mod error;
 mod experts;
 pub mod files;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod generation;
 mod info;
 mod lock;

@@ -112,7 +112,7 @@ impl Deref for StableMap {
     }
 }
 
-// SAFETY: the bytes are a map (or a static empty slice), whose address does not change when the
+// SAFETY: the bytes are a map (or shared bytes in memory), whose address does not change when the
 // handle to it moves, and which lives as long as the handle.
 #[allow(unsafe_code)]
 unsafe impl stable_deref_trait::StableDeref for StableMap {}
