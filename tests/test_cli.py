@@ -511,13 +511,14 @@ def test_a_reader_goes_on_while_the_store_changes(store: Path) -> None:
         assert (list(reader), reader.generation) == (["d2", "d3"], 5)
 
 
-def interrupted(child: subprocess.Popen[str]) -> None:
+def interrupt(child: subprocess.Popen[str]) -> int:
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=300)
-    assert child.returncode == 130, err
-    assert out == ""
     assert "Traceback" not in err
-    assert "Stopped" in err
+    if child.returncode == 130:
+        assert out == ""
+        assert "Stopped" in err
+    return child.returncode
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -537,7 +538,7 @@ def test_ctrl_c_while_unpacking(store: Path, tmp_path: Path) -> None:
     child = start("unpack", pipe, new)
     with pipe.open("wb", buffering=0) as end:  # as soon as the child has it open
         end.write(whole[: len(whole) // 2])
-        interrupted(child)
+        assert interrupt(child) == 130
     assert not new.exists()
     assert process("-m", "polyprag", "unpack", tmp_path / "packed", new).returncode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([store.name, "new", "packed", "pipe"])
@@ -551,11 +552,12 @@ def test_ctrl_c_while_compacting(store: Path) -> None:
     child = start("compact", store)
     while not list(store.glob("*-00000003*")) and child.poll() is None:
         time.sleep(0.001)
-    interrupted(child)
+    code = interrupt(child)
     with Store.open(store) as whole:
         assert len(whole) == 2_004
         assert whole.verify().documents == 2_004
-        assert whole.generation in (2, 3)
+        # On a busy machine it may have been done already.
+        assert (code, whole.generation) in {(130, 2), (130, 3), (0, 3)}
     assert process("-m", "polyprag", "compact", store).returncode == 0
     assert Store.open(store).verify().documents == 2_004
 

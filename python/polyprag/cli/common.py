@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,11 +47,13 @@ def working(what: str, work: Callable[[Callable[[str], None]], _T]) -> _T:
     A call into the core ends before Python hears of Ctrl-C. So it runs in a thread of its own, and Ctrl-C
     ends the process, as a kill would: a store is made for that, and never has half of a change.
     """
-    with err.status(what, spinner="line") as status, ThreadPoolExecutor(1) as thread:
-        running = thread.submit(work, lambda step: status.update(f"{what}: {step}"))
+    with err.status(what, spinner="line") as status:
         try:
-            return running.result()
+            # Not in a with block: leaving that would wait for the work.
+            thread = ThreadPoolExecutor(1)
+            return thread.submit(work, lambda step: status.update(f"{what}: {step}")).result()
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             status.stop()
             say("Stopped. Nothing is half done: what was not finished is not there", "yellow", err)
             sys.stdout.flush()
