@@ -38,14 +38,14 @@ for name in $names; do
     program=$target/$triple/release/$name
     corpus=$fuzz/corpus/$name
     artifacts=$fuzz/artifacts/$name/
-    log=$target/$name.log
+    log=$work/$name.log
     mkdir -p "$work/$name" "$artifacts" "$corpus"
     if [ -n "${MINIMISE:-}" ]; then
-        rm -rf "$target/smaller" && mkdir "$target/smaller"
-        "$program" -set_cover_merge=1 -use_counters=0 "$target/smaller" "$corpus" "$work/$name" >"$log" 2>&1
+        rm -rf "$work/smaller" && mkdir "$work/smaller"
+        "$program" -set_cover_merge=1 -use_counters=0 "$work/smaller" "$corpus" "$work/$name" >"$log" 2>&1
         # Those with a name of their own, not a hash of 40 digits, broke a reader once: they stay.
         find "$corpus" -type f -name "$(printf '?%.0s' $(seq 40))" -exec rm {} +
-        find "$target/smaller" -type f -exec cp {} "$corpus" \;
+        find "$work/smaller" -type f -exec cp {} "$corpus" \;
         du -sk "$corpus"
         continue
     fi
