@@ -48,7 +48,7 @@ pub fn width(codec: &str) -> usize {
 }
 
 /// How far a number may be from the one that was given.
-fn tolerance(codec: &str) -> f32 {
+pub fn tolerance(codec: &str) -> f32 {
     match codec {
         "f32" => 0.0,
         "f16" => 0.002,
