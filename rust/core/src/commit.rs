@@ -49,6 +49,7 @@ impl Session {
         Manifest {
             generation: self.staged.names.generation,
             previous: (!is_new).then_some(base.generation),
+            previous_blake3: self.base.generation().map(|base| base.current().blake3),
             ..base
         }
     }

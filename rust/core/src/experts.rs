@@ -106,7 +106,7 @@ pub struct Experts {
 impl Experts {
     pub fn open(map: Mapped, spec: &StoreSpec) -> Result<Self> {
         let places = places(spec);
-        let header = Header::read(map)?;
+        let header = Header::read(map, 2 * places.len())?;
         let dtype = match places.first() {
             Some(place) => header.dtype(&place.name)?,
             None => return Err(Error::invalid("experts: the spec has no module")),

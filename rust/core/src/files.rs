@@ -121,8 +121,15 @@ impl Directory {
     pub fn folder(&self, name: impl AsRef<OsStr>) -> Result<Self> {
         let (name, path) = (name.as_ref(), self.path_of(&name));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(self.fd.as_fd(), name, flags, Mode::empty())
-            .map_err(|e| Error::io(&path, e))?;
+        let fd =
+            rustix::fs::openat(self.fd.as_fd(), name, flags, Mode::empty()).map_err(
+                |e| match e {
+                    Errno::NOTDIR | Errno::LOOP => {
+                        Error::corrupt(&path, "folder", "a folder", "a file, or a symlink")
+                    }
+                    e => Error::io(&path, e),
+                },
+            )?;
         Ok(Self {
             fd: Arc::new(fd),
             path,
@@ -190,6 +197,10 @@ impl Directory {
             Ok(fd) => fd,
             Err(Errno::LOOP) => {
                 return Err(Error::corrupt(path, "file", "a regular file", "a symlink"));
+            }
+            Err(Errno::NXIO) => {
+                let found = "a socket, or a device without a driver";
+                return Err(Error::corrupt(path, "file", "a regular file", found));
             }
             Err(e) => return Err(Error::io(path, e)),
         };
@@ -457,7 +468,8 @@ pub fn read_limited(file: &File, limit: u64, path: &Path) -> Result<Vec<u8>> {
     if length > limit {
         return Err(too_long(length));
     }
-    let mut bytes = Vec::new();
+    // One byte more, so that the end is found without growing.
+    let mut bytes = Vec::with_capacity(length as usize + 1);
     file.take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|e| Error::io(path, e))?;

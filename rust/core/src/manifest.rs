@@ -11,17 +11,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::{self, Digest, Directory, INDEX_FOLDER, Lock, LockMode, is_part_name};
+use crate::lock::LOCK;
 use crate::routes::Keeps;
 use crate::spec::StoreSpec;
 
 /// The version of the format as a whole.
 pub const FORMAT: u32 = 1;
 pub const CURRENT: &str = "CURRENT";
+/// Where the next one is written.
+const CURRENT_NEW: &str = "CURRENT.new";
 /// Features of a store that this version reads, and writes, beyond version 1: none so far.
 const READER_FEATURES: [&str; 0] = [];
 const WRITER_FEATURES: [&str; 0] = [];
 pub const CURRENT_LIMIT: u64 = 4096;
 pub const MANIFEST_LIMIT: u64 = 64 << 20;
+/// How many commas and opening brackets a manifest may have: each may begin a value, which takes more memory
+/// than its text.
+const MANIFEST_VALUES: usize = 1 << 20;
 const FIRST_LINE: &str = "polyprag store 1";
 /// How often a reader begins again when the manifest that it read was swapped and collected meanwhile.
 const TRIES: u32 = 100;
@@ -119,6 +125,8 @@ pub struct Manifest {
     pub generation: u64,
     /// The generation before, kept for rollback.
     pub previous: Option<u64>,
+    /// The hash of its manifest.
+    pub previous_blake3: Option<Hash>,
     /// The generation whose commit wrote the BM25 index, if there is one.
     pub index_generation: Option<u64>,
     /// All docnos of the store are below it.
@@ -166,6 +174,7 @@ impl Manifest {
             encoding: Encoding::Route,
             generation: 0,
             previous: None,
+            previous_blake3: None,
             index_generation: None,
             next_docno: 0,
             documents: 0,
@@ -194,11 +203,12 @@ impl Manifest {
         let mut json = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::invalid(format!("the manifest cannot be written: {e}")))?;
         json.push(b'\n');
-        if json.len() as u64 > MANIFEST_LIMIT {
+        if json.len() as u64 > MANIFEST_LIMIT || values(&json) > MANIFEST_VALUES {
             return Err(Error::invalid(format!(
-                "{}: the manifest would have {} bytes, and {MANIFEST_LIMIT} are the most",
+                "{}: the manifest would have {} bytes and {} values, and {MANIFEST_LIMIT} and {MANIFEST_VALUES} are the most",
                 path.display(),
-                json.len()
+                json.len(),
+                values(&json),
             )));
         }
         Ok(json)
@@ -207,6 +217,11 @@ impl Manifest {
     pub fn parse(json: &[u8], path: &Path) -> Result<Self> {
         let malformed =
             |e: serde_json::Error| Error::corrupt(path, "manifest", "a manifest in JSON", e);
+        let n = values(json);
+        if n > MANIFEST_VALUES {
+            let expected = format!("at most {MANIFEST_VALUES} values");
+            return Err(Error::corrupt(path, "manifest", expected, n));
+        }
         let preamble: Preamble = serde_json::from_slice(json).map_err(malformed)?;
         let unsupported = |what: String, known: String| Error::UnsupportedFormat {
             file: path.to_owned(),
@@ -258,6 +273,14 @@ impl Manifest {
                 self.generation.to_string(),
             );
         }
+        if self.previous.is_some() != self.previous_blake3.is_some() {
+            let found = format!("{:?}", self.previous_blake3);
+            return bad(
+                "previous_blake3",
+                "one if and only if there is one before",
+                found,
+            );
+        }
         if self.documents > self.next_docno || self.unrouted > self.documents {
             let found = format!(
                 "{} of {}, below {}",
@@ -272,7 +295,9 @@ impl Manifest {
         let mut names = HashSet::new();
         for part in &self.parts {
             let in_folder = part.file.starts_with(INDEX_FOLDER) && part.file.contains('/');
-            if !is_part_name(&part.file) || in_folder != (part.role == role::BM25) {
+            let ours = [CURRENT, CURRENT_NEW, LOCK, INDEX_FOLDER].contains(&part.file.as_str())
+                || Self::generation_of(&part.file).is_some();
+            if !is_part_name(&part.file) || ours || in_folder != (part.role == role::BM25) {
                 return bad(
                     "part name",
                     "a plain file name",
@@ -315,6 +340,11 @@ impl Manifest {
             }),
         }
     }
+}
+
+fn values(json: &[u8]) -> usize {
+    let begins = |b: &&u8| matches!(b, b',' | b'[' | b'{');
+    json.iter().filter(begins).count()
 }
 
 fn unknown<'f>(features: &'f [String], known: &[&str]) -> Option<&'f str> {
@@ -423,7 +453,7 @@ impl Pinned {
     }
 
     /// None if the manifest is not (or no longer) there.
-    fn open(dir: &Directory, current: Current) -> Result<Option<Self>> {
+    pub fn open(dir: &Directory, current: Current) -> Result<Option<Self>> {
         let name = &current.manifest;
         let path = dir.path_of(name);
         let file = match dir.open_file(name) {

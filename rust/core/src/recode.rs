@@ -43,6 +43,7 @@ pub fn recode(source: &Generation, path: &Path, recoding: &Recoding<'_>) -> Resu
     let dir = copy.folder.dir();
     let mut manifest = Manifest {
         previous: None,
+        previous_blake3: None,
         spec: spec.clone(),
         parts: Vec::new(),
         ..source.manifest().clone()

@@ -1,11 +1,11 @@
 //! Going back to the generation before. It becomes the newest one, under a new number, so that docnos and
 //! generations are never used twice and going back can itself be undone.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::manifest::{Manifest, read_other};
+use crate::generation::{Generation, Index};
+use crate::manifest::{Current, Manifest, Pinned};
 use crate::writer::Session;
 
 impl Session {
@@ -16,14 +16,18 @@ impl Session {
             let reason = "no generation before the one in force is kept";
             Error::invalid(format!("{}: {reason}", self.dir.path().display()))
         };
-        let name = Manifest::name(now.previous.ok_or_else(none)?);
-        let before = match read_other(&self.dir, &name) {
-            // A copy of a store has the one generation that was copied.
-            Err(e) if e.io_kind() == Some(ErrorKind::NotFound) => return Err(none()),
-            other => other?,
+        let (before, blake3) = now.previous.zip(now.previous_blake3).ok_or_else(none)?;
+        let current = Current {
+            manifest: Manifest::name(before),
+            blake3,
         };
-        before.check_writable(&self.dir.path_of(&name))?;
-        Ok(before)
+        // A copy of a store has the one generation that was copied.
+        let before = Pinned::open(&self.dir, current)?.ok_or_else(none)?;
+        let file = self.dir.path_of(&before.current.manifest);
+        before.manifest.check_writable(&file)?;
+        // Nothing that cannot be read is put in force.
+        let before = Generation::from_pinned(&self.dir, before, Index::Leave)?;
+        Ok(before.manifest().clone())
     }
 
     /// The number of the generation in force afterwards.
@@ -32,6 +36,7 @@ impl Session {
         let manifest = Manifest {
             generation: self.staged.names.generation,
             previous: Some(now.generation),
+            previous_blake3: self.base.generation().map(|base| base.current().blake3),
             next_docno: now.next_docno.max(before.next_docno),
             ..before
         };

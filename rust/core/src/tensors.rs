@@ -10,11 +10,16 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped, PartWriter};
+use crate::frame::u64_at;
 
 /// Small tensors are gathered, so that a file is few writes.
 const BUFFER: usize = 1 << 20;
 /// No reader of safetensors takes a longer header.
 const MAX_HEADER: usize = 100_000_000;
+
+/// Bytes of a header beside its tensors, and for each of them: a long name, escaped, and its numbers.
+const HEADER: u64 = 1 << 16;
+const HEADER_OF_TENSOR: u64 = 1 << 12;
 
 /// A tensor that a creator gives: little endian, C order.
 #[derive(Debug, Clone)]
@@ -85,7 +90,16 @@ pub struct Header {
 }
 
 impl Header {
-    pub fn read(map: Mapped) -> Result<Self> {
+    /// Of a file of at most so many tensors: a header takes much more memory than its text.
+    pub fn read(map: Mapped, tensors: usize) -> Result<Self> {
+        let limit = HEADER_OF_TENSOR
+            .saturating_mul(tensors as u64)
+            .saturating_add(HEADER);
+        let length = u64_at(&map, 0).unwrap_or_default();
+        if length > limit {
+            let expected = format!("at most {limit} bytes for {tensors} tensors");
+            return Err(Error::corrupt(map.path(), "header", expected, length));
+        }
         let (length, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::corrupt(map.path(), "header", "a safetensors header", e))?;
         Ok(Self {

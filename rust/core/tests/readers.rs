@@ -119,7 +119,7 @@ fn write(path: &Path, seed: u64, codec: &str, until: Instant) -> u64 {
         session.committed = life.state.clone();
         session.staged = life.state.clone();
         session.acknowledged.clear();
-        if life.generation % 40 == 0 {
+        if life.generation.is_multiple_of(40) {
             session.step(&Step::Open).unwrap();
         }
         std::thread::sleep(Duration::from_millis(life.random.clone().next() % 8));
@@ -267,7 +267,7 @@ impl Reader {
             _ => {
                 let (len, there) = (store.len()?, store.contains(&ids[0])?);
                 // Two calls may fall into two generations: each by itself.
-                let either = self.random.0 % 2 == 0;
+                let either = self.random.0.is_multiple_of(2);
                 Box::new(move |s| match either {
                     true => same(&len, &(s.len() as u64)),
                     false => same(&there, &s.contains_key(&name)),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use zstd::bulk::Compressor;
 
+use crate::documents::MAX_FIELD;
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
 use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind, u32_at, u64_at};
@@ -254,8 +255,12 @@ impl<'b> Documents<'b> {
         let mut fields = [None; FIELDS];
         for (bit, field) in fields.iter_mut().enumerate() {
             if flags & (1 << bit) != 0 {
-                let length = u32_at(self.take(4)?, 0).unwrap_or_default();
-                *field = Some(self.take(length as usize)?);
+                let length = u32_at(self.take(4)?, 0).unwrap_or_default() as usize;
+                if length > MAX_FIELD {
+                    let expected = format!("fields of at most {MAX_FIELD} bytes");
+                    return Err(self.frame.corrupt("document", expected, length));
+                }
+                *field = Some(self.take(length)?);
             }
         }
         Ok(fields)

@@ -28,7 +28,7 @@ fn slots(logits: usize, columns: usize) -> [Slot; 2] {
 
 impl Decoder {
     pub fn open(map: Mapped, logits: usize, columns: usize) -> Result<Self> {
-        let file = Header::read(map)?.open(&slots(logits, columns))?;
+        let file = Header::read(map, 2)?.open(&slots(logits, columns))?;
         let numbers = |name: &str| -> Vec<f32> {
             let bytes = file.get(name).map(|t| t.bytes()).unwrap_or_default();
             let mut numbers = Vec::new();

@@ -13,13 +13,16 @@ pub struct Answers {
     files: usize,
 }
 
+/// Weights, logits and code, in bits, and the record; empty where the codec has none.
+type Route = (Vec<u32>, Vec<u32>, Vec<u32>, Vec<u8>);
+
 #[derive(Debug, Clone, PartialEq)]
 struct Answer {
     id: DocumentId,
     /// None if there is no such document.
     document: Option<Document>,
     /// Bits of weights, logits and code, and the record; none if there is no route.
-    route: Option<(Vec<u32>, Vec<u32>, Vec<u32>, Vec<u8>)>,
+    route: Option<Route>,
 }
 
 /// Of each question the hits: id, docno, bits of the score.
@@ -59,9 +62,17 @@ fn answer(store: &Store, id: &DocumentId) -> Result<Answer> {
     Ok(answer)
 }
 
-fn experts(store: &Store) -> Result<Vec<(String, Vec<usize>, Vec<u8>)>> {
+/// Name, shape and bytes of a tensor.
+type Numbers = (String, Vec<usize>, Vec<u8>);
+
+fn experts(store: &Store) -> Result<Vec<Numbers>> {
     let decoder = store.decoder()?.into_iter().flat_map(|(v, b)| [v, b]);
-    let tensors = store.experts()?.into_iter().chain(decoder);
+    let tensors = store
+        .experts()?
+        .into_iter()
+        .flat_map(|t| [Some(t.raw), t.scale])
+        .flatten()
+        .chain(decoder);
     Ok(tensors
         .map(|t| (t.name.clone(), t.shape.clone(), t.bytes().to_vec()))
         .collect())

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::common::files;
-
 /// One of our own parts, taken apart.
 #[derive(Debug, Clone)]
 pub struct Part {
@@ -171,10 +169,5 @@ impl Forge {
 
     pub fn edit_first(&self, role: &str, change: impl FnOnce(&mut Part)) {
         self.edit(&self.parts(role)[0], change);
-    }
-
-    pub fn bytes(&self) -> u64 {
-        let size = |name: &String| fs::symlink_metadata(self.path.join(name)).unwrap().len();
-        files(&self.path).iter().map(size).sum()
     }
 }

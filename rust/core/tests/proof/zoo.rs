@@ -56,7 +56,9 @@ pub fn document(shape: &str, n: usize, version: usize) -> Document {
     let id = id(shape, n);
     let text = format!("number {n} lives in house {version} by the harbour. ").repeat(1 + n % 3);
     Document {
-        metadata: (n % 2 == 0).then(|| format!("{{\"n\": {n}, \"version\": {version}}}")),
+        metadata: n
+            .is_multiple_of(2)
+            .then(|| format!("{{\"n\": {n}, \"version\": {version}}}")),
         ..Document::new(id)
             .with_title(format!("About {n}"))
             .with_text(text)
