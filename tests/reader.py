@@ -3,6 +3,7 @@
 What it refuses with an ``AssertionError``, the page says MUST not be.
 """
 
+import itertools
 import json
 import math
 import re
@@ -312,7 +313,7 @@ class Reader:
             index = len(frame.body) - 24 * (blocks + 1)
             entries = list(struct.iter_unpack("<QQQ", frame.body[index:]))
             assert entries[-1][0] == count
-            for (position, start, length), (end_position, end, _) in zip(entries, entries[1:], strict=False):
+            for (position, start, length), (end_position, end, _) in itertools.pairwise(entries):
                 if position <= docno - first < end_position:
                     block = zstandard.ZstdDecompressor().decompress(frame.body[start:end], length)
                     assert len(block) == length
