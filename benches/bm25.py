@@ -1,6 +1,6 @@
 """Searching by BM25 against what people use for that: speed, size, and whether the same documents come back.
 
-    python benches/bm25.py --json benches/results/bm25.json      (about ten minutes)
+    python benches/bm25.py --json benches/results/bm25.json      (about half an hour)
     python benches/bm25.py --quick
 
 Real Wikipedia passages (47,208), and, in the full form, a million, the others made of their sentences
