@@ -175,31 +175,28 @@ impl Archive {
         header.set_mode(0o644);
         header.set_entry_type(tar::EntryType::Regular);
         let added = self.tar.append_data(&mut header, name, source);
-        added.map_err(|e| {
-            self.tar
-                .get_mut()
-                .failure
-                .take()
-                .unwrap_or(Error::io(path, e))
-        })
+        added.map_err(|e| self.cause(path, e))
     }
 
-    fn finish(self) -> Result<PartWriter> {
-        let mut sink = match self.tar.into_inner() {
-            Ok(sink) => sink,
-            Err(e) => return Err(Error::io("archive", e)),
-        };
-        match sink.failure.take() {
-            Some(e) => Err(e),
-            None => Ok(sink.part),
+    /// What failed below, if it is that, says more than what comes of it above.
+    fn cause(&mut self, path: &Path, above: std::io::Error) -> Error {
+        let below = self.tar.get_mut().failure.take();
+        below.unwrap_or_else(|| Error::io(path, above))
+    }
+
+    fn finish(mut self) -> Result<PartWriter> {
+        let path = Path::new("archive");
+        if let Err(e) = self.tar.finish() {
+            return Err(self.cause(path, e));
         }
+        let sink = self.tar.into_inner().map_err(|e| Error::io(path, e))?;
+        Ok(sink.part)
     }
 }
 
 /// A part as the archive writes it.
 struct Sink {
     part: PartWriter,
-    /// What failed below, which says more than what comes of it above.
     failure: Option<Error>,
 }
 

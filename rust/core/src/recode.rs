@@ -1,7 +1,7 @@
 //! The same documents with their routes, or experts, kept in another way: a new store beside the old one.
 //! Documents, ids and index are copied as they are; docnos stay.
 
-use std::path::Path;
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use crate::copy::{NewCopy, copy_part};
@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::generation::Generation;
 use crate::manifest::{Current, Hash, Manifest, Part, role};
-use crate::new_folder::parent_of;
 use crate::routes::{Codec, ColumnRange, Decoder, DecoderInput, Keeps, Matrix, ScaleValues};
 use crate::spec::StoreSpec;
 use crate::staged::{Names, StagedRoutes};
@@ -28,8 +27,13 @@ pub struct Recoding<'r> {
     pub expert_dtype: Option<crate::Dtype>,
 }
 
-/// Writes a store at `path` with the documents of `source`.
-pub fn recode(source: &Generation, path: &Path, recoding: &Recoding<'_>) -> Result<()> {
+/// Writes a store, `name` in `parent`, with the documents of `source`.
+pub fn recode(
+    source: &Generation,
+    parent: Directory,
+    name: &OsStr,
+    recoding: &Recoding<'_>,
+) -> Result<()> {
     let spec = StoreSpec {
         codec: recoding.codec,
         ..(*source.spec).clone()
@@ -38,8 +42,7 @@ pub fn recode(source: &Generation, path: &Path, recoding: &Recoding<'_>) -> Resu
     let codec: Arc<dyn Codec> = spec.build_codec().into();
     let how = How::of(source, codec.as_ref(), recoding)?;
 
-    let (parent, name) = parent_of(path)?;
-    let mut copy = NewCopy::begin(parent, &name)?;
+    let mut copy = NewCopy::begin(parent, name)?;
     let dir = copy.folder.dir();
     let mut manifest = Manifest {
         previous: None,

@@ -363,7 +363,18 @@ impl Store {
 
     /// Writes a new store at `path` with the same documents, their routes or the experts kept in another way.
     pub fn recode(&self, path: impl AsRef<Path>, recoding: &Recoding<'_>) -> Result<()> {
-        recode::recode(&*self.current()?, path.as_ref(), recoding)
+        let (parent, name) = parent_of(path.as_ref())?;
+        self.recode_in(parent, &name, recoding)
+    }
+
+    /// As [`Store::recode`], at `name` in a directory that is open already.
+    pub fn recode_in(
+        &self,
+        parent: Directory,
+        name: &OsStr,
+        recoding: &Recoding<'_>,
+    ) -> Result<()> {
+        recode::recode(&*self.current()?, parent, name, recoding)
     }
 
     /// Moves on to the newest generation; true if there was one.

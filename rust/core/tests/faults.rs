@@ -5,16 +5,17 @@
 mod common;
 mod crash;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crash::oracle::{Version, check, check_nothing_left_over, check_previous};
-use crash::session::{NAME, Session, Step, short, verbs};
+use crash::session::{NAME, Session, Step, committed_once, recoding, short, verbs};
 use crash::{Random, folder, full, seed};
 use polyprag_core::files::Directory;
 use polyprag_core::tap::{Call, Op, Outcome, Tap};
-use polyprag_core::{Error, OnDuplicate, Store};
+use polyprag_core::{Error, OnDuplicate, Result, Store};
 use rustix::io::Errno;
 
 /// What goes wrong.
@@ -281,6 +282,92 @@ fn a_failure_at_any_call_is_an_error_and_harms_nothing() {
         );
         assert!(longest > 300 && done >= FAULTS.len() * longest / stride / 2);
     }
+}
+
+/// Copies of every kind, onto a disk that fails at a call; false if there is no such call.
+fn ships(source: &Session, folder_of_source: &Path, at: usize, fault: Fault) -> bool {
+    let tmp = folder();
+    let tap = Failing::at(at, fault);
+    let dir = Directory::open(tmp.path()).unwrap().with_tap(tap.clone());
+    let store = Store::open(folder_of_source.join(NAME)).unwrap();
+    let archive = folder_of_source.join("archive");
+    type Way<'w> = &'w dyn Fn(&OsStr) -> Result<()>;
+    let ways: [(&str, Way<'_>); 4] = [
+        ("copy", &|name| store.snapshot_in(dir.clone(), name)),
+        ("packed", &|name| store.pack_in(dir.clone(), name)),
+        ("unpacked", &|name| {
+            Store::unpack_in(&archive, dir.clone(), name)
+        }),
+        ("recoded", &|name| {
+            store.recode_in(dir.clone(), name, &recoding())
+        }),
+    ];
+    for (name, way) in ways {
+        let outcome = way(OsStr::new(name));
+        let seen = tap.seen();
+        let about = format!("call {at}, {fault:?}: {:?}", seen.failed);
+        let path = tmp.path().join(name);
+        match outcome {
+            Ok(()) => assert!(
+                seen.failed.is_none_or(|(_, unnoticed)| unnoticed),
+                "{about}"
+            ),
+            Err(error) => {
+                let errno = match &error {
+                    Error::Io { source, .. } => source.raw_os_error(),
+                    _ => None,
+                };
+                assert_eq!(
+                    errno,
+                    Some(fault.errno().raw_os_error()),
+                    "{about}: {error:?}"
+                );
+                tap.heal();
+                tap.given_up();
+                if !path.exists() {
+                    way(OsStr::new(name)).expect(&about);
+                }
+            }
+        }
+        let whole = match name {
+            "packed" => {
+                let unpacked = folder();
+                Store::unpack(&path, unpacked.path().join(NAME)).expect(&about);
+                Store::open(unpacked.path().join(NAME)).and_then(|s| s.verify())
+            }
+            _ => Store::open(&path).and_then(|store| {
+                check(&store, &source.committed, "q8", source.versions).expect(&about);
+                store.verify()
+            }),
+        };
+        whole.expect(&about);
+    }
+    let left = std::fs::read_dir(tmp.path()).unwrap().count();
+    assert_eq!(
+        left,
+        ways.len(),
+        "call {at}, {fault:?}: something is left over"
+    );
+    tap.seen().failed.is_some()
+}
+
+#[test]
+fn a_copy_onto_a_failing_disk_is_an_error_or_whole() {
+    let tmp = folder();
+    let source = committed_once(Directory::open(tmp.path()).unwrap(), "q8");
+    let store = Store::open(tmp.path().join(NAME)).unwrap();
+    store.pack(tmp.path().join("archive")).unwrap();
+    let stride = if full() { 1 } else { 13 };
+    let mut done = 0;
+    for (i, fault) in FAULTS.into_iter().enumerate() {
+        let mut at = (seed() as usize + i * 2) % stride;
+        while ships(&source, tmp.path(), at, fault) {
+            done += 1;
+            at += stride;
+        }
+    }
+    println!("{done} failures of copies; seed {}", seed());
+    assert!(done >= 600 / stride);
 }
 
 /// Takes as little at once as a system may, and is interrupted often.

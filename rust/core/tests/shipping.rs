@@ -11,13 +11,14 @@ use std::path::Path;
 
 use crash::disk::{Change, Disk, Recorder, Trace};
 use crash::oracle::{State, check};
-use crash::session::{NAME, Session, Step, short};
+use crash::session::{NAME, committed_once, recoding};
 use crash::{Random, folder, full, seed};
 use polyprag_core::Store;
 
 const COPY: &str = "copy";
 const PACKED: &str = "packed";
 const UNPACKED: &str = "unpacked";
+const RECODED: &str = "recoded";
 
 struct Shipped {
     trace: Trace,
@@ -30,22 +31,19 @@ struct Shipped {
 fn ship() -> Shipped {
     let tmp = folder();
     let (recorder, dir) = Recorder::new(tmp.path());
-    let mut session = Session::new(dir.clone(), "q8");
-    let steps = short();
-    let first = steps.iter().position(|step| *step == Step::Commit).unwrap();
-    steps
-        .iter()
-        .take(first + 1)
-        .for_each(|step| session.step(step).unwrap());
-    session.writer = None;
+    let session = committed_once(dir.clone(), "q8");
     let start = recorder.trace().events.len();
     let store = Store::open(tmp.path().join(NAME)).unwrap();
     store.snapshot_in(dir.clone(), OsStr::new(COPY)).unwrap();
     recorder.acknowledge(1);
     store.pack_in(dir.clone(), OsStr::new(PACKED)).unwrap();
     recorder.acknowledge(2);
-    Store::unpack_in(tmp.path().join(PACKED), dir, OsStr::new(UNPACKED)).unwrap();
+    Store::unpack_in(tmp.path().join(PACKED), dir.clone(), OsStr::new(UNPACKED)).unwrap();
     recorder.acknowledge(3);
+    store
+        .recode_in(dir, OsStr::new(RECODED), &recoding())
+        .unwrap();
+    recorder.acknowledge(4);
     Shipped {
         trace: recorder.trace(),
         start,
@@ -56,7 +54,7 @@ fn ship() -> Shipped {
 
 impl Shipped {
     fn look(&self, parent: &Path, done: usize) -> Result<(), String> {
-        for (n, name) in [COPY, PACKED, UNPACKED].into_iter().enumerate() {
+        for (n, name) in [COPY, PACKED, UNPACKED, RECODED].into_iter().enumerate() {
             let mut path = parent.join(name);
             match path.exists() {
                 false if n < done => return Err(format!("{name} is gone")),
@@ -133,7 +131,7 @@ fn a_copy_is_whole_or_not_there_and_each_sync_of_it_is_needed() {
     }
     let calls = shipped.trace.events.len() - shipped.start;
     println!(
-        "{calls} calls of 3 copies, {images} images, {needed} syncs needed; seed {}",
+        "{calls} calls of 4 copies, {images} images, {needed} syncs needed; seed {}",
         seed()
     );
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 
 use polyprag_core::files::Directory;
-use polyprag_core::{DocumentId, OnDuplicate, Result, RouteRows, Store, Writer};
+use polyprag_core::{DocumentId, Dtype, OnDuplicate, Recoding, Result, RouteRows, Store, Writer};
 
 use super::Random;
 use super::oracle::{State, Version, document, width};
@@ -86,6 +86,28 @@ pub fn short() -> Vec<Step> {
         Step::Commit,
     ]);
     steps
+}
+
+/// A store with one commit.
+pub fn committed_once(parent: Directory, codec: &str) -> Session {
+    let mut session = Session::new(parent, codec);
+    for step in short() {
+        session.step(&step).unwrap();
+        if step == Step::Commit {
+            break;
+        }
+    }
+    session.writer = None;
+    session
+}
+
+/// The same documents with routes and experts kept in another way.
+pub fn recoding() -> Recoding<'static> {
+    Recoding {
+        codec: spec("f32").codec,
+        decoder: None,
+        expert_dtype: Some(Dtype::F16),
+    }
 }
 
 /// What changes a whole store, each on top of what another left.
