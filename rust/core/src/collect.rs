@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{self, Directory, INDEX_FOLDER, Lock, LockMode, is_part_name};
 use crate::lock::LOCK;
 use crate::manifest::{CURRENT, Current, Manifest, read_other};
@@ -87,5 +87,8 @@ pub fn next_generation(dir: &Directory) -> Result<u64> {
         names.extend(folder.list()?);
     }
     let newest = names.iter().filter_map(|n| generation_in(n)).max();
-    Ok(newest.unwrap_or(0).saturating_add(1))
+    newest.unwrap_or(0).checked_add(1).ok_or_else(|| {
+        let path = dir.path().display();
+        Error::invalid(format!("{path}: the store has no generation left"))
+    })
 }

@@ -91,11 +91,11 @@ impl Running {
         }
     }
 
-    /// What it printed, if it has ended well; panics if it has ended otherwise, or not in time.
-    fn ended(&mut self, limit: Duration) -> bool {
+    /// Whether it has ended; or how it ended otherwise than well, or that it did not in time.
+    fn ended(&mut self, limit: Duration) -> Result<bool, String> {
         let case = || std::fs::read_to_string(self.progress.path()).unwrap_or_default();
         match self.child.try_wait().unwrap() {
-            Some(status) if status.success() => true,
+            Some(status) if status.success() => Ok(true),
             Some(status) => {
                 let output = std::mem::replace(&mut self.output, std::thread::spawn(String::new));
                 let output = output.join().unwrap();
@@ -103,17 +103,23 @@ impl Running {
                     Some(signal) => format!("died of signal {signal}"),
                     None => "failed".into(),
                 };
-                panic!("{}: {how} at {}\n{output}", self.job, case().trim_end());
+                let case = case();
+                Err(format!(
+                    "{}: {how} at {}\n{output}",
+                    self.job,
+                    case.trim_end()
+                ))
             }
             None if self.since.elapsed() > limit => {
                 let _ = self.child.kill();
-                panic!(
+                let case = case();
+                Err(format!(
                     "{}: still at {} after {limit:?}",
                     self.job,
-                    case().trim_end()
-                );
+                    case.trim_end()
+                ))
             }
-            None => false,
+            None => Ok(false),
         }
     }
 
@@ -148,6 +154,7 @@ fn some_at_a_time(
     let mut sums: Vec<(String, usize)> = Vec::new();
     let mut waiting = jobs.into_iter();
     let mut running: Vec<Running> = Vec::new();
+    let mut failures: Vec<String> = Vec::new();
     loop {
         while running.len() < most
             && let Some(job) = waiting.next()
@@ -155,17 +162,21 @@ fn some_at_a_time(
             running.push(Running::start(test, job));
         }
         if running.is_empty() {
+            assert!(failures.is_empty(), "{}", failures.join("\n"));
             return sums;
         }
-        let (ended, others): (Vec<_>, Vec<_>) = running
-            .into_iter()
-            .map(|mut one| (one.ended(limit), one))
-            .partition(|(ended, _)| *ended);
-        running = others.into_iter().map(|(_, one)| one).collect();
-        for (what, n) in ended.into_iter().flat_map(|(_, one)| one.counts()) {
-            match sums.iter_mut().find(|(w, _)| *w == what) {
-                Some((_, sum)) => *sum += n,
-                None => sums.push((what, n)),
+        for mut one in std::mem::take(&mut running) {
+            match one.ended(limit) {
+                Ok(false) => running.push(one),
+                Err(failure) => failures.push(failure),
+                Ok(true) => {
+                    for (what, n) in one.counts() {
+                        match sums.iter_mut().find(|(w, _)| *w == what) {
+                            Some((_, sum)) => *sum += n,
+                            None => sums.push((what, n)),
+                        }
+                    }
+                }
             }
         }
         std::thread::sleep(Duration::from_millis(5));
