@@ -111,99 +111,109 @@ impl Joining<'_> {
         let listed: Vec<Part> = manifest.of_role(role).skip(from).cloned().collect();
         let base = self.base;
         let joined = match role {
-            role::ROUTES => self.routes(base.routes.get(from..).unwrap_or_default(), &listed)?,
-            role::IDS => self.ids(base.ids.get(from..).unwrap_or_default(), &listed)?,
-            _ => self.documents(base.kept.get(from..).unwrap_or_default(), &listed)?,
+            role::ROUTES => self.groups(
+                base.routes.get(from..).unwrap_or_default(),
+                &listed,
+                |a, b| scales_of(a) == scales_of(b) && near(a.end(), b.first()),
+                Self::write_routes,
+            )?,
+            role::IDS => self.groups(
+                base.ids.get(from..).unwrap_or_default(),
+                &listed,
+                |a, b| near(a.end(), b.first()),
+                Self::write_ids,
+            )?,
+            _ => self.groups(
+                base.kept.get(from..).unwrap_or_default(),
+                &listed,
+                |a, b| near(a.end(), b.first()),
+                Self::write_documents,
+            )?,
         };
         manifest.parts.retain(|p| !listed.contains(p));
         manifest.parts.extend(joined);
         Ok(())
     }
 
-    fn routes(&mut self, segments: &[RouteSegment], listed: &[Part]) -> Result<Vec<Part>> {
+    /// One part for each group of neighbours; `write` writes it, unless nothing is left.
+    fn groups<S>(
+        &mut self,
+        segments: &[S],
+        listed: &[Part],
+        neighbours: impl Fn(&S, &S) -> bool,
+        write: impl Fn(&mut Self, &[&S]) -> Result<Option<Part>>,
+    ) -> Result<Vec<Part>> {
+        let segments: Vec<(&S, &Part)> = segments.iter().zip(listed).collect();
+        let mut parts = Vec::new();
+        for group in segments.chunk_by(|(a, _), (b, _)| neighbours(a, b)) {
+            if let ([(_, part)], true) = (group, self.all) {
+                parts.push((*part).clone());
+                continue;
+            }
+            let group: Vec<&S> = group.iter().map(|(segment, _)| *segment).collect();
+            parts.extend(write(self, &group)?);
+        }
+        Ok(parts)
+    }
+
+    fn write_routes(&mut self, group: &[&RouteSegment]) -> Result<Option<Part>> {
         let base = self.base;
+        let mut docnos = group.iter().flat_map(|segment| segment.docnos());
+        let Some(first) = docnos.find(|docno| (self.keep)(*docno)) else {
+            return Ok(None);
+        };
         let decoder = base.manifest().of_role(role::DECODER).next();
         let decoder = decoder.map(|p| p.blake3);
-        let scales = |segment: &RouteSegment| segment.scales().map(|(hash, _)| hash);
-        let segments: Vec<(&RouteSegment, &Part)> = segments.iter().zip(listed).collect();
-        let mut parts = Vec::new();
-        for group in
-            segments.chunk_by(|(a, _), (b, _)| scales(a) == scales(b) && near(a.end(), b.first()))
-        {
-            if let ([(_, part)], true) = (group, self.all) {
-                parts.push((*part).clone());
-                continue;
-            }
-            let docnos = || group.iter().flat_map(|(segment, _)| segment.docnos());
-            let Some(first) = docnos().find(|docno| (self.keep)(*docno)) else {
-                continue;
-            };
-            let scales = group.first().and_then(|(segment, _)| scales(segment));
-            let plan = SegmentPlan {
-                codec_name: base.spec.codec.to_string(),
-                width: base.codec.record_bytes(),
-                first,
-                decoder: decoder.map(|hash| hash.0),
-                scales: scales.map(|hash| hash.0),
-            };
-            let name = self.names.next(role::ROUTES, "seg");
-            let mut writer = SegmentWriter::create(&base.dir, &name, plan)?;
-            for (segment, _) in group {
-                let kept = |docno: &u64| *docno >= first && (self.keep)(*docno);
-                for docno in segment.docnos().filter(kept) {
-                    if let Some(record) = segment.record(docno)? {
-                        writer.skip(docno - writer.end());
-                        writer.write(record)?;
-                    }
+        let scales = group.first().and_then(|segment| scales_of(segment));
+        let plan = SegmentPlan {
+            codec_name: base.spec.codec.to_string(),
+            width: base.codec.record_bytes(),
+            first,
+            decoder: decoder.map(|hash| hash.0),
+            scales: scales.map(|hash| hash.0),
+        };
+        let name = self.names.next(role::ROUTES, "seg");
+        let mut writer = SegmentWriter::create(&base.dir, &name, plan)?;
+        for segment in group {
+            let kept = |docno: &u64| *docno >= first && (self.keep)(*docno);
+            for docno in segment.docnos().filter(kept) {
+                if let Some(record) = segment.record(docno)? {
+                    writer.skip(docno - writer.end());
+                    writer.write(record)?;
                 }
             }
-            let mut part = Part::new(role::ROUTES, name, writer.finish()?);
-            part.parameters = decoder.into_iter().chain(scales).collect();
-            parts.push(part);
         }
-        Ok(parts)
+        let mut part = Part::new(role::ROUTES, name, writer.finish()?);
+        part.parameters = decoder.into_iter().chain(scales).collect();
+        Ok(Some(part))
     }
 
-    fn ids(&mut self, segments: &[IdSegment], listed: &[Part]) -> Result<Vec<Part>> {
-        let segments: Vec<(&IdSegment, &Part)> = segments.iter().zip(listed).collect();
-        let mut parts = Vec::new();
-        for group in segments.chunk_by(|(a, _), (b, _)| near(a.end(), b.first())) {
-            if let ([(_, part)], true) = (group, self.all) {
-                parts.push((*part).clone());
-                continue;
-            }
-            let mut docnos = group.iter().flat_map(|(segment, _)| segment.docnos());
-            if !docnos.any(|docno| (self.keep)(docno)) {
-                continue;
-            }
-            let name = self.names.next(role::IDS, "seg");
-            let group: Vec<&IdSegment> = group.iter().map(|(segment, _)| *segment).collect();
-            let digest = join_ids(&self.base.dir, &name, &group, self.keep)?;
-            parts.push(Part::new(role::IDS, name, digest));
+    fn write_ids(&mut self, group: &[&IdSegment]) -> Result<Option<Part>> {
+        let mut docnos = group.iter().flat_map(|segment| segment.docnos());
+        if !docnos.any(|docno| (self.keep)(docno)) {
+            return Ok(None);
         }
-        Ok(parts)
+        let name = self.names.next(role::IDS, "seg");
+        let digest = join_ids(&self.base.dir, &name, group, self.keep)?;
+        Ok(Some(Part::new(role::IDS, name, digest)))
     }
 
-    fn documents(&mut self, segments: &[KeptSegment], listed: &[Part]) -> Result<Vec<Part>> {
-        let segments: Vec<(&KeptSegment, &Part)> = segments.iter().zip(listed).collect();
-        let mut parts = Vec::new();
-        for group in segments.chunk_by(|(a, _), (b, _)| near(a.end(), b.first())) {
-            let Some((first, part)) = group.first() else {
-                continue;
-            };
-            if group.len() == 1 && self.all {
-                parts.push((*part).clone());
-                continue;
-            }
-            let name = self.names.next(role::DOCUMENTS, "seg");
-            let mut writer = KeptWriter::create(&self.base.dir, &name, first.first())?;
-            for (segment, _) in group {
-                writer.copy(segment, self.keep)?;
-            }
-            parts.push(Part::new(role::DOCUMENTS, name, writer.finish()?));
+    fn write_documents(&mut self, group: &[&KeptSegment]) -> Result<Option<Part>> {
+        let Some(first) = group.first() else {
+            return Ok(None);
+        };
+        let name = self.names.next(role::DOCUMENTS, "seg");
+        let mut writer = KeptWriter::create(&self.base.dir, &name, first.first())?;
+        for segment in group {
+            writer.copy(segment, self.keep)?;
         }
-        Ok(parts)
+        let part = Part::new(role::DOCUMENTS, name, writer.finish()?);
+        Ok(Some(part))
     }
+}
+
+fn scales_of(segment: &RouteSegment) -> Option<Hash> {
+    segment.scales().map(|(hash, _)| hash)
 }
 
 fn near(end: u64, next: u64) -> bool {

@@ -8,16 +8,14 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::files::{Digest, Directory, INDEX_FOLDER, LockMode, PartWriter, lock};
+use crate::files::{Digest, Directory, INDEX_FOLDER, LockMode, PartWriter, lock, pour};
 use crate::generation::Generation;
 use crate::lock::take_lock;
 use crate::manifest::{CURRENT, CURRENT_LIMIT, Current, Hash, MANIFEST_LIMIT, Manifest, Part};
-use crate::new_folder::{NewFolder, remove_abandoned};
+use crate::new_folder::{NewFolder, fresh_ending, remove_abandoned};
 
-const CHUNK: usize = 1 << 20;
 /// How the name of an archive begins while it is written.
 const PACKING: &str = ".polyprag-pack-";
 
@@ -52,19 +50,6 @@ fn receive(to: &Directory, part: &Part, source: &mut dyn Read, path: &Path) -> R
     pour(source, path, &mut |bytes| written.write(bytes))?;
     let digest = written.finish()?;
     compare(part, digest, path)
-}
-
-/// Hands on everything that `source` has, a chunk at a time.
-fn pour(source: &mut dyn Read, path: &Path, to: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match source.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => to(buffer.get(..n).unwrap_or_default())?,
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(Error::io(path, e)),
-        }
-    }
 }
 
 fn compare(part: &Part, digest: Digest, path: &Path) -> Result<()> {
@@ -113,10 +98,7 @@ pub fn pack(generation: &Generation, parent: &Directory, name: &OsStr) -> Result
         return Err(Error::io(parent.path_of(name), source));
     }
     remove_abandoned(parent, OsStr::new(PACKING));
-    let nanos = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos());
-    let beside = format!("{PACKING}{}-{nanos:x}", std::process::id());
+    let beside = format!("{PACKING}{}", fresh_ending());
     let written = parent.create_part(&beside).and_then(|part| {
         // Others see by the lock that somebody is at work on it.
         let file = parent.open_file(&beside)?;

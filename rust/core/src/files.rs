@@ -255,19 +255,12 @@ impl Directory {
         let path = self.path_of(name);
         let mut file = self.open_file(name)?;
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; READ_CHUNK];
         let mut length = 0u64;
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => {
-                    hasher.update(buffer.get(..n).unwrap_or_default());
-                    length += n as u64;
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io(path, e)),
-            }
-        }
+        pour(&mut file, &path, &mut |bytes| {
+            hasher.update(bytes);
+            length += bytes.len() as u64;
+            Ok(())
+        })?;
         Ok(Digest {
             length,
             blake3: *hasher.finalize().as_bytes(),
@@ -450,6 +443,23 @@ impl Directory {
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         {
             false
+        }
+    }
+}
+
+/// Hands on everything that `source` (at `path`, for messages) has, a chunk at a time.
+pub fn pour(
+    source: &mut dyn Read,
+    path: &Path,
+    to: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut buffer = vec![0; READ_CHUNK];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => to(buffer.get(..n).unwrap_or_default())?,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io(path, e)),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::documents::LastBlock;
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::manifest::role;
-use crate::writer::{OnDuplicate, Session, contents_to_keep, has_words};
+use crate::writer::{OnDuplicate, Session, contents_to_keep, words};
 
 impl Session {
     /// Stages the living documents of `other` with their routes; returns how many.
@@ -18,9 +18,7 @@ impl Session {
                 continue;
             };
             let kept = other.contents(docno, &mut last)?;
-            if has_words(kept.title.as_deref(), kept.text.as_deref()) {
-                let title = kept.title.as_deref().unwrap_or_default();
-                let text = kept.text.as_deref().unwrap_or_default();
+            if let Some((title, text)) = words(kept.title.as_deref(), kept.text.as_deref()) {
                 let metadata = kept.metadata.as_deref();
                 let values = FilterValues::of(&self.spec.filters, &id, metadata)?;
                 let docno = self.staged.next;

@@ -31,11 +31,8 @@ impl NewFolder {
         remove_abandoned(&parent, &prefix);
         // Another creator may take a folder for abandoned before it is locked: then the next one.
         for _ in 0..4 {
-            let nanos = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_nanos());
             let mut name = prefix.clone();
-            name.push(format!("{}-{nanos:x}", std::process::id()));
+            name.push(fresh_ending());
             let new = Self {
                 dir: parent.create_folder(&name)?,
                 lock: parent.folder(&name)?,
@@ -77,6 +74,14 @@ impl Drop for NewFolder {
             let _ = self.parent.remove_folder(&self.name);
         }
     }
+}
+
+/// The end of a name that no other process, and no other moment, takes.
+pub fn fresh_ending() -> String {
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos());
+    format!("{}-{nanos:x}", std::process::id())
 }
 
 /// The directory that holds `path`, and the name in it.

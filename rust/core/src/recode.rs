@@ -61,8 +61,8 @@ pub fn recode(
                 let digest = source.experts.rewrite(dir, &file, expert_dtype)?;
                 manifest.parts.push(Part::new(role::EXPERTS, file, digest));
             }
-            role::DECODER if !matches!(how, How::Codes | How::Copied) => {}
-            role::ROUTES | role::SCALES if !matches!(how, How::Copied) => {}
+            role::DECODER if !matches!(how, None | Some(How::Codes)) => {}
+            role::ROUTES | role::SCALES if how.is_some() => {}
             role => {
                 copy_part(&source.dir, part, dir)?;
                 manifest.parts.push(part.clone());
@@ -72,16 +72,16 @@ pub fn recode(
             }
         }
     }
-    if let How::Project { decoder, .. } = how {
+    if let Some(How::Project { decoder, .. }) = &how {
         let file = names.next(role::DECODER, "safetensors");
         let digest = Decoder::write(dir, &file, decoder, spec.logits(), codec.columns())?;
         decoder_hash = Some(Hash(digest.blake3));
         manifest.parts.push(Part::new(role::DECODER, file, digest));
     }
 
-    if !matches!(how, How::Copied) {
+    if let Some(how) = &how {
         let routes = StagedRoutes::new(None, decoder_hash, spec.codec.to_string());
-        let parts = encode(source, dir, codec.as_ref(), &how, &mut names, routes)?;
+        let parts = encode(source, dir, codec.as_ref(), how, &mut names, routes)?;
         manifest.parts.extend(parts);
     }
 
@@ -121,8 +121,6 @@ fn encode(
 
 /// How a row of the new store comes from the old one.
 enum How<'r> {
-    /// The records as they are.
-    Copied,
     Logits,
     Weights,
     /// The codes as they are, with the same decoder.
@@ -134,7 +132,12 @@ enum How<'r> {
 }
 
 impl<'r> How<'r> {
-    fn of(source: &Generation, codec: &dyn Codec, recoding: &'r Recoding<'r>) -> Result<Self> {
+    /// None if the records stay as they are.
+    fn of(
+        source: &Generation,
+        codec: &dyn Codec,
+        recoding: &'r Recoding<'r>,
+    ) -> Result<Option<Self>> {
         let (from, to) = (source.spec.codec, recoding.codec);
         if source.codec.keeps() == Keeps::Weights && codec.keeps() != Keeps::Weights {
             return Err(Error::invalid(format!(
@@ -142,11 +145,11 @@ impl<'r> How<'r> {
             )));
         }
         if from == to && recoding.decoder.is_none() {
-            return Ok(How::Copied);
+            return Ok(None);
         }
-        match (codec.keeps(), &recoding.decoder) {
-            (Keeps::Logits, None) => Ok(How::Logits),
-            (Keeps::Weights, None) => Ok(How::Weights),
+        let how = match (codec.keeps(), &recoding.decoder) {
+            (Keeps::Logits, None) => How::Logits,
+            (Keeps::Weights, None) => How::Weights,
             (Keeps::Code, Some((decoder, project))) => {
                 let (words, _) = decoder.b.as_chunks::<4>();
                 let b: Vec<f32> = words.iter().map(|raw| f32::from_le_bytes(*raw)).collect();
@@ -167,20 +170,26 @@ impl<'r> How<'r> {
                     })
                     .collect();
                 let project = Matrix::new(project, &offset, logits);
-                Ok(How::Project { decoder, project })
+                How::Project { decoder, project }
             }
-            (Keeps::Code, None) => match source.codec.keeps() == Keeps::Code
-                && source.codec.columns() == codec.columns()
+            (Keeps::Code, None)
+                if source.codec.keeps() == Keeps::Code
+                    && source.codec.columns() == codec.columns() =>
             {
-                true => Ok(How::Codes),
-                false => Err(Error::invalid(format!(
+                How::Codes
+            }
+            (Keeps::Code, None) => {
+                return Err(Error::invalid(format!(
                     "recode: from {from} to {to} a decoder must be fitted and given"
-                ))),
-            },
-            (_, Some(_)) => Err(Error::invalid(format!(
-                "recode: codec {to} takes no decoder"
-            ))),
-        }
+                )));
+            }
+            (_, Some(_)) => {
+                return Err(Error::invalid(format!(
+                    "recode: codec {to} takes no decoder"
+                )));
+            }
+        };
+        Ok(Some(how))
     }
 }
 
@@ -192,7 +201,6 @@ fn each_batch(source: &Generation, how: &How<'_>, each: &mut Each<'_>) -> Result
     let mut docnos = Vec::with_capacity(BATCH);
     let mut work = |docnos: &mut Vec<u64>| -> Result<()> {
         let rows = match how {
-            How::Copied => return Ok(()),
             How::Codes => source.rows(docnos)?,
             How::Logits => source.logits(docnos)?,
             How::Weights => source.weights(docnos)?,

@@ -6,7 +6,7 @@ use crate::bm25::FilterValues;
 use crate::documents::{DocumentId, LastBlock};
 use crate::error::{Error, Result};
 use crate::manifest::role;
-use crate::writer::{Base, Session, has_words};
+use crate::writer::{Base, Session, words};
 
 impl Session {
     /// Whether enough is kept of the documents.
@@ -40,9 +40,9 @@ impl Session {
             let mut last = LastBlock::default();
             for docno in base.living() {
                 let document = base.contents(docno, &mut last)?;
-                if has_words(document.title.as_deref(), document.text.as_deref()) {
-                    let title = document.title.as_deref().unwrap_or_default();
-                    let text = document.text.as_deref().unwrap_or_default();
+                if let Some((title, text)) =
+                    words(document.title.as_deref(), document.text.as_deref())
+                {
                     let id = base.id_of(docno)?.unwrap_or(DocumentId::U64(docno));
                     let values = FilterValues::of(&filters, &id, document.metadata.as_deref())?;
                     index.add(docno, title, text, values)?;

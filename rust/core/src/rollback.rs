@@ -32,12 +32,12 @@ impl Session {
 
     /// The number of the generation in force afterwards.
     pub fn rollback(&mut self, before: Manifest, path: &Path) -> Result<u64> {
-        let now = self.base_manifest();
+        let next = self.next_manifest();
         let manifest = Manifest {
-            generation: self.staged.names.generation,
-            previous: Some(now.generation),
-            previous_blake3: self.base.generation().map(|base| base.current().blake3),
-            next_docno: now.next_docno.max(before.next_docno),
+            generation: next.generation,
+            previous: next.previous,
+            previous_blake3: next.previous_blake3,
+            next_docno: next.next_docno.max(before.next_docno),
             ..before
         };
         self.publish(manifest, path)

@@ -241,10 +241,7 @@ impl Staged {
         }
         self.next += ids.len() as u64;
         self.push_rows(dir, codec, first, rows)?;
-        match self.ids.chunk.bytes() >= CHUNK_BYTES {
-            true => self.end_chunk(dir),
-            false => Ok(()),
-        }
+        self.end_full_chunk(dir)
     }
 
     /// A document of another store with its record as it is; duplicates are found later.
@@ -273,10 +270,7 @@ impl Staged {
         if !contents.is_empty() {
             self.keep(dir, docno, contents)?;
         }
-        match self.ids.chunk.bytes() >= CHUNK_BYTES {
-            true => self.end_chunk(dir),
-            false => Ok(()),
-        }
+        self.end_full_chunk(dir)
     }
 
     /// Goes on with these scales, writing them if they are not the newest already.
@@ -352,6 +346,13 @@ impl Staged {
         let docnos = std::mem::take(&mut self.pending_docnos);
         self.routes
             .encode(dir, codec, &mut self.names, &docnos, &rows)
+    }
+
+    fn end_full_chunk(&mut self, dir: &Directory) -> Result<()> {
+        match self.ids.chunk.bytes() >= CHUNK_BYTES {
+            true => self.end_chunk(dir),
+            false => Ok(()),
+        }
     }
 
     /// Sorts and writes the newest ids.

@@ -1,6 +1,7 @@
 //! Proof that a generation is whole: every file against its hash, every block against its checksum, and
 //! the parts against each other.
 
+use crate::bm25::as_index_error;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::generation::Generation;
@@ -82,19 +83,6 @@ fn check(
     report.files += 1;
     report.bytes = report.bytes.saturating_add(length);
     Ok(())
-}
-
-/// An index that is damaged leaves the rest of the store in use, so it is told apart.
-pub fn as_index_error(error: Error) -> Error {
-    match error {
-        Error::CorruptStore {
-            file,
-            what,
-            expected,
-            found,
-        } => Error::corrupt_index(file, format!("{what}: expected {expected}, found {found}")),
-        other => other,
-    }
 }
 
 /// Counts, and that every document has an id by which it is found.

@@ -491,7 +491,7 @@ impl Session {
         let has_words = plan
             .chosen
             .iter()
-            .any(|(_, d, _, _)| has_words(d.title.as_deref(), d.text.as_deref()));
+            .any(|(_, d, _, _)| words(d.title.as_deref(), d.text.as_deref()).is_some());
         if has_words || (replaces && self.has_index()) {
             self.index()?;
         }
@@ -505,9 +505,8 @@ impl Session {
                 self.kill(docno)?;
             }
             let docno = self.staged.next;
-            if has_words(document.title.as_deref(), document.text.as_deref()) {
-                let title = document.title.as_deref().unwrap_or_default();
-                let text = document.text.as_deref().unwrap_or_default();
+            if let Some((title, text)) = words(document.title.as_deref(), document.text.as_deref())
+            {
                 self.index()?.add(docno, title, text, values)?;
             }
             let contents = Contents {
@@ -559,12 +558,10 @@ impl Session {
     }
 }
 
-/// Whether the index has anything to index.
-pub fn has_words(title: Option<&str>, text: Option<&str>) -> bool {
-    [title, text]
-        .into_iter()
-        .flatten()
-        .any(|field| !field.is_empty())
+/// Title and text as the index takes them, if there is anything to index.
+pub fn words<'d>(title: Option<&'d str>, text: Option<&'d str>) -> Option<(&'d str, &'d str)> {
+    let (title, text) = (title.unwrap_or_default(), text.unwrap_or_default());
+    (!title.is_empty() || !text.is_empty()).then_some((title, text))
 }
 
 /// What a store keeps of a document.

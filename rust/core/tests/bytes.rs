@@ -16,7 +16,7 @@ use std::time::Duration;
 use common::*;
 use crash::{Random, folder, full, seed};
 use polyprag_core::{DocumentId, Error, Store};
-use proof::answers::{Answers, Hits, ask, is_typed, is_typed_or_miss, poke, search};
+use proof::answers::{Answers, Hits, ask, poke, search};
 use proof::children::{self, Progress, count, job, told};
 use proof::sealed::Forge;
 use proof::zoo::{CODECS, IDS, QUESTIONS, known, life};

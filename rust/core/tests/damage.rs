@@ -34,22 +34,6 @@ fn ask(store: &Store) -> Result<Answers> {
     })
 }
 
-fn is_typed(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::CorruptStore { .. }
-            | Error::CorruptIndex { .. }
-            | Error::IndexTooOld { .. }
-            | Error::UnsupportedFormat { .. }
-            | Error::NotAStore { .. }
-    )
-}
-
-/// What wrong bytes may make of a lookup in a store that was not verified.
-fn is_typed_or_miss(error: &Error) -> bool {
-    is_typed(error) || matches!(error, Error::UnknownId { .. } | Error::Unrouted { .. })
-}
-
 fn without_panic<T>(what: &str, work: impl FnOnce() -> T + std::panic::UnwindSafe) -> T {
     catch_unwind(work).unwrap_or_else(|_| panic!("panicked: {what}"))
 }

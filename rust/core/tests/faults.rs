@@ -50,6 +50,19 @@ impl Fault {
             Fault::Dead => Errno::IO,
         }
     }
+
+    /// That an error says what the disk said.
+    fn expect_told(self, error: &Error, about: &str) {
+        let errno = match error {
+            Error::Io { source, .. } => source.raw_os_error(),
+            _ => None,
+        };
+        assert_eq!(
+            errno,
+            Some(self.errno().raw_os_error()),
+            "{about}: {error:?}"
+        );
+    }
 }
 
 /// Lets calls pass until one, which goes wrong.
@@ -197,15 +210,7 @@ fn fails(steps: &[Step], codec: &str, at: usize, fault: Fault) -> bool {
     let about = format!("call {at}, {fault:?}: {told}");
 
     if let Some((step, error)) = failure {
-        let errno = match &error {
-            Error::Io { source, .. } => source.raw_os_error(),
-            _ => None,
-        };
-        assert_eq!(
-            errno,
-            Some(fault.errno().raw_os_error()),
-            "{about}: {error:?}"
-        );
+        fault.expect_told(&error, &about);
         tap.heal();
         if step.commits() && seen.switched {
             session.committed = session.outcome(step);
@@ -313,15 +318,7 @@ fn ships(source: &Session, folder_of_source: &Path, at: usize, fault: Fault) -> 
                 "{about}"
             ),
             Err(error) => {
-                let errno = match &error {
-                    Error::Io { source, .. } => source.raw_os_error(),
-                    _ => None,
-                };
-                assert_eq!(
-                    errno,
-                    Some(fault.errno().raw_os_error()),
-                    "{about}: {error:?}"
-                );
+                fault.expect_told(&error, &about);
                 tap.heal();
                 tap.given_up();
                 if !path.exists() {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use crash::{Random, folder, full, seed};
 use polyprag_core::{Error, OnDuplicate, Recoding, Result, Store};
-use proof::answers::{is_typed, is_typed_or_miss, poke};
+use proof::answers::poke;
 use proof::children::{self, Progress, count, job, told};
 use proof::cores;
 use proof::memory::{Counting, measured};

@@ -253,7 +253,7 @@ fn read_meta(store: &files::Directory, file: &IndexFile) -> Result<Vec<u8>> {
 }
 
 /// What is a corrupt part of a store in general is a corrupt index here: routes do not need it.
-pub(super) fn as_index_error(error: Error) -> Error {
+pub(crate) fn as_index_error(error: Error) -> Error {
     match error {
         Error::CorruptStore {
             file,

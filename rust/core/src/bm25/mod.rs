@@ -40,6 +40,7 @@ pub use self::lazy::LazyIndex;
 pub use self::query::MAX_QUESTION_TERMS;
 
 use self::directory::StoreDirectory;
+pub(crate) use self::directory::as_index_error;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 

@@ -7,8 +7,8 @@ use std::path::Path;
 use polyprag_core::bm25::AnalyserSpec;
 use polyprag_core::files::Directory;
 use polyprag_core::{
-    Combination, DecoderInput, Document, DocumentId, Dtype, IdType, Mixing, Module, OnDuplicate,
-    Phi, RouteRows, Store, StoreSpec, Tensor, Writer,
+    Combination, DecoderInput, Document, DocumentId, Dtype, Error, IdType, Mixing, Module,
+    OnDuplicate, Phi, RouteRows, Store, StoreSpec, Tensor, Writer,
 };
 
 pub const GROUPS: usize = 2;
@@ -204,4 +204,21 @@ pub fn copy(from: &Path, to: &Path) {
     for name in files(from) {
         std::fs::copy(from.join(&name), to.join(&name)).unwrap();
     }
+}
+
+/// What a damaged store may be refused with.
+pub fn is_typed(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::CorruptStore { .. }
+            | Error::CorruptIndex { .. }
+            | Error::IndexTooOld { .. }
+            | Error::UnsupportedFormat { .. }
+            | Error::NotAStore { .. }
+    )
+}
+
+/// What altered bytes may make of a lookup in a store that was not verified.
+pub fn is_typed_or_miss(error: &Error) -> bool {
+    is_typed(error) || matches!(error, Error::UnknownId { .. } | Error::Unrouted { .. })
 }

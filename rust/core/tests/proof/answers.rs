@@ -138,20 +138,3 @@ pub fn poke(store: &Store, known: &[DocumentId], questions: &[&str]) -> Vec<Erro
     }
     errors
 }
-
-/// What a damaged store may be refused with.
-pub fn is_typed(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::CorruptStore { .. }
-            | Error::CorruptIndex { .. }
-            | Error::IndexTooOld { .. }
-            | Error::UnsupportedFormat { .. }
-            | Error::NotAStore { .. }
-    )
-}
-
-/// What altered bytes may make of a lookup in a store that was not verified.
-pub fn is_typed_or_miss(error: &Error) -> bool {
-    is_typed(error) || matches!(error, Error::UnknownId { .. } | Error::Unrouted { .. })
-}
