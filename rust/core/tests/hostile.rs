@@ -697,16 +697,16 @@ fn frames(cases: &mut Cases) {
         head("no body", Found, |p| p.body.clear());
         head("a body of zeros", Harmless, |p| p.body.fill(0));
         head("a body of ones", Harmless, |p| p.body.fill(0xff));
-        let more = if role == "documents" { Found } else { Refused };
-        head("a mebibyte more", more, |p| p.body.extend(vec![0; 1 << 20]));
+        head("a mebibyte more", Refused, |p| {
+            p.body.extend(vec![0; 1 << 20])
+        });
         head("a tail of 4,096 bytes", Harmless, |p| {
             p.fields.resize(4096 - 32, 0)
         });
         head("a tail of 4,160 bytes", Refused, |p| {
             p.fields.resize(4160 - 32, 0)
         });
-        let empty = if role == "documents" { Found } else { Refused };
-        head("no fields", empty, |p| p.fields.fill(0));
+        head("no fields", Refused, |p| p.fields.fill(0));
         for field in ["N", "T", "sums"] {
             for value in NUMBERS {
                 cases.add(format!("{role}: {field} is {value}"), Harmless, move |f| {
@@ -905,10 +905,18 @@ fn documents(cases: &mut Cases) {
     }
     // With room for all of them.
     let plain = zstd(&[0; 30]);
-    cases.add("a billion documents in a hundred bytes", Found, move |f| {
-        f.alter(|m| m["next_docno"] = 1_000_000_000.into());
-        one(f, &kept(0, 1_000_000_000, &plain, 30));
-    });
+    // Also where the block says that it is large enough to be copied as it is.
+    for (count, unpacked) in [(1_000_000_000, 30), (1 << 40, 1 << 20), (1 << 62, 1 << 62)] {
+        let plain = plain.clone();
+        cases.add(
+            format!("{count} documents in a hundred bytes, which unpack to {unpacked}"),
+            Found,
+            move |f| {
+                f.alter(|m| m["next_docno"] = count.into());
+                one(f, &kept(0, count, &plain, unpacked));
+            },
+        );
+    }
     for (at, value) in (0..6).flat_map(|at| NUMBERS.map(|value| (at, value))) {
         cases.add(
             format!("number {at} of the index of documents is {value}"),
