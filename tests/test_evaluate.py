@@ -168,3 +168,15 @@ def test_systems_are_what_the_engine_does(engine: Engine) -> None:
         assert len(system.answer(QUESTIONS)) == len(QUESTIONS)
     nothing = [Question("q", "?!", ("x",))]
     assert len(Combine(engine).answer(nothing)) == len(Rag(engine.base, engine.store).answer(nothing)) == 1
+
+
+def test_combine_takes_the_route_of_other_documents(
+    engine: Engine, asked: list[tuple[list[Any], list[list[str]] | None]]
+) -> None:
+    Combine(engine, k=1).answer(QUESTIONS)
+    Combine(engine, k=1, documents=[("d5", "d4")] * len(QUESTIONS)).answer(QUESTIONS)
+    (own, passages), (other, same_passages) = asked
+    assert passages == same_passages
+    expected = engine.store.combined_route(["d5", "d4"])
+    assert all(np.array_equal(route, expected) for route in other)
+    assert not any(np.array_equal(route, expected) for route in own)

@@ -1,0 +1,205 @@
+"""One experiment of the study in docs/method.md: encode a corpus, ask about it, append a row of figures.
+
+    python benches/method.py --documents 300 --set train.epochs=6
+
+Corpora of growing size hold the same first documents, and the questions are about those, so rows with other
+sizes or settings compare. PopQA here leaves out the 100 questions of benches/popqa.py, which the augmentation
+was improved on. Needs the shared data: POLYPRAG_DATA, which defaults to ../shared/data beside the repository.
+An experiment that was stopped goes on with the same command and the same ``--work``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import machine
+from polyprag import Document, recode
+from polyprag.augment import read_pairs
+from polyprag.corpus import read_unified
+from polyprag.encode import AUGMENTATION, Recipe, encode
+from polyprag.engine import Engine
+from polyprag.evaluation.controls import derangement, leaked
+from polyprag.evaluation.data import EvaluationSet, Question, evaluation_set, popqa_rows
+from polyprag.evaluation.report import SystemResult, score_system
+from polyprag.evaluation.statistics import paired_difference
+from polyprag.models import load_base_model
+from polyprag.progress import Bars
+from polyprag.systems import Combine, Rag, RetrievedRoute, RouteOfDocuments, UniformRoute
+from polyprag.systems.base import System
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("POLYPRAG_DATA", REPOSITORY.parent / "shared" / "data"))
+RESULTS = REPOSITORY / "benches" / "results" / "method.jsonl"
+TUNED_ON = 100  # the questions of benches/popqa.py
+WRONG_DRAWS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", choices=("popqa", "2wiki", "hotpotqa"), default="popqa")
+    parser.add_argument("--documents", type=int, default=100, help="size of the corpus")
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many questions first: another draw")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="train.epochs=6")
+    parser.add_argument("--model", help="base model; default: the small one")
+    parser.add_argument("--work", type=Path, required=True, help="stores and augmentation, to resume from")
+    parser.add_argument("--combine", action="store_true", help="also passages with right and wrong route")
+    parser.add_argument("--note", default="", help="kept in the row")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="append the row here")
+    arguments = parser.parse_args()
+    row = experiment(arguments)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.json.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    print(json.dumps({k: v for k, v in row.items() if k not in ("recipe", "own_by_question")}, indent=1))
+
+
+def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
+    from rich.console import Console
+
+    recipe = with_settings(Recipe(), arguments.set)
+    recipe = replace(recipe, train=replace(recipe.train, seed=arguments.seed))
+    sample = corpus(arguments.data, arguments.documents, arguments.questions, arguments.skip)
+    name = "-".join([arguments.data, str(len(sample.documents)), str(arguments.skip), str(arguments.seed)])
+    folder = arguments.work / "-".join([name, *(s.replace("/", "_") for s in arguments.set)])
+    pairs = arguments.work / f"{arguments.data}-{AUGMENTATION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    base = load_base_model(arguments.model)
+    full, small = folder / "f32.polyprag", folder / "small.polyprag"
+    started = time.monotonic()
+    if not full.exists():
+        with Bars(Console(stderr=True)) as bars:
+            encode(
+                base,
+                sample.documents,
+                full,
+                recipe,
+                codec="f32",
+                work=folder,
+                reporter=bars,
+                augmentation=pairs,
+            )
+    encoded = time.monotonic() - started
+    if not small.exists():
+        recode(
+            full, small, codec=f"code({recipe.train.code_dim})" if recipe.train.routing == "code" else "q8"
+        )
+    figures: dict[str, Any] = {}
+    own = []
+    for store in (small, full):
+        with Engine.open(store, base) as engine:
+            results = ask(engine, sample.questions, arguments.combine and store is small)
+            figures[engine.store.spec.codec] = {
+                **{name: round(result.f1, 4) for name, result in results.items()},
+                "own_minus_wrong": difference(results["own_route"], results["wrong_route"]),
+                "bytes_per_document": engine.store.info().route_bytes_per_document,
+            }
+            own.append(results["own_route"])
+    leaks = leaked(sample.questions, read_pairs(pairs))
+    return {
+        "data": arguments.data,
+        "documents": len(sample.documents),
+        "questions": len(sample.questions),
+        "skip": arguments.skip,
+        "seed": arguments.seed,
+        "set": arguments.set,
+        "figures": figures,
+        "small_minus_f32": difference(*own),
+        "leaked_questions": len(leaks.questions),
+        "encode_seconds": round(encoded, 1),
+        "machine": machine(),
+        "note": arguments.note,
+        "recipe": recipe.to_json(),
+        "own_by_question": [[round(a.f1, 4) for a in result.answers] for result in own],
+    }
+
+
+def ask(engine: Engine, questions: tuple[Question, ...], combine: bool) -> dict[str, SystemResult]:
+    """Every route and control; with ``combine`` also passages in the prompt."""
+    wrong = derangement(questions, draws=WRONG_DRAWS)
+    systems: list[list[System]] = [
+        [RouteOfDocuments(engine, [q.documents for q in questions])],
+        [RouteOfDocuments(engine, draw, name="wrong_route") for draw in wrong.draws],
+        [RetrievedRoute(engine, k=1)],
+        [RetrievedRoute(engine, k=3, name="bm25_route_k3")],
+        [UniformRoute(engine)],
+    ]
+    if combine:
+        k = engine.store.spec.combination.k
+        systems += [
+            [Rag(engine.base, engine.store, k)],
+            [Combine(engine, k)],
+            [Combine(engine, k, draw, name="combine_wrong_route") for draw in wrong.draws],
+        ]
+    return {
+        draws[0].name: score_system(draws[0].name, questions, *[s.answer(questions) for s in draws])
+        for draws in systems
+    }
+
+
+def difference(a: SystemResult, b: SystemResult) -> list[float]:
+    """Mean F1 of a - b over the questions, with its 95% interval."""
+    d = paired_difference([x.f1 for x in a.answers], [x.f1 for x in b.answers])
+    return [round(x, 4) for x in (d.mean, d.low, d.high)]
+
+
+def corpus(data: str, size: int, questions: int, skip: int) -> EvaluationSet:
+    """The first ``size`` documents, and questions about the first of them."""
+    if data == "popqa":
+        path = DATA / "popqa" / "popqa_1000_unified.jsonl"
+        rows = popqa_rows(path, matching="substring")
+        tuned = {row.id for row in random.Random(42).sample(rows, TUNED_ON)}
+        rows = [row for row in rows if row.id not in tuned]
+        rest = [row for row in read_unified(path) if row.id not in {r.id for r in rows}]
+        keep = "first"
+    else:
+        path = {
+            "2wiki": DATA / "2wikimultihopqa" / "2wiki_sampled_unified.jsonl",
+            "hotpotqa": DATA / "hotpotqa" / "hotpotqa_300_unified.jsonl",
+        }[data]
+        rows = [row for row in read_unified(path) if any(p.gold for p in row.passages)]
+        rest = []
+        keep = "gold"
+    random.Random(7).shuffle(rows)
+    asked = evaluation_set(rows[skip : skip + questions], keep)  # type: ignore[arg-type]
+    documents: dict[str | int, Document] = {d.id: d for d in asked.documents}
+    more = evaluation_set([*rows[skip + questions :], *rows[:skip], *rest], keep)  # type: ignore[arg-type]
+    for document in more.documents:
+        if len(documents) >= size:
+            break
+        documents.setdefault(document.id, document)
+    return EvaluationSet(tuple(documents.values()), asked.questions)
+
+
+def with_settings(recipe: Any, settings: list[str]) -> Any:
+    """The recipe with ``part.name=value`` set, the value as JSON or else as text."""
+    for setting in settings:
+        path, _, text = setting.partition("=")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        recipe = _set(recipe, path.split("."), value, setting)
+    return recipe
+
+
+def _set(part: Any, path: list[str], value: Any, setting: str) -> Any:
+    if not is_dataclass(part) or path[0] not in {f.name for f in fields(part)}:
+        raise SystemExit(f"--set {setting}: {path[0]!r} is no setting of {type(part).__name__}")
+    if len(path) > 1:
+        value = _set(getattr(part, path[0]), path[1:], value, setting)
+    return replace(part, **{path[0]: tuple(value) if isinstance(value, list) else value})  # type: ignore[type-var]
+
+
+if __name__ == "__main__":
+    main()
