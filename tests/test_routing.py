@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyprag.errors import InvalidInput
-from polyprag.routing import Phi, RouteCodes, RouteTable, combination_weights
+from polyprag.routing import Phi, RouteDecoder, combination_weights
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "phi.json").read_text())
 
@@ -97,11 +97,11 @@ def test_phi_agrees_with_the_shared_fixture(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", FIXTURE["combinations"], ids=lambda c: f"{c['phi']}-{c['top_k']}")
 def test_codes_become_the_routes_of_the_shared_fixture(case: dict[str, Any]) -> None:
     n, d = np.shape(case["codes"])
-    routing = RouteCodes(n, case["groups"], case["experts"], d)
+    decoder = RouteDecoder(case["groups"], case["experts"], d)
     with torch.no_grad():
-        for parameter, name in ((routing.codes, "codes"), (routing.V, "V"), (routing.b, "b")):
+        for parameter, name in ((decoder.V, "V"), (decoder.b, "b")):
             parameter.copy_(torch.tensor(case[name]))
-        z = routing.logits(torch.arange(n))
+        z = decoder(torch.tensor(case["codes"]))
         w = Phi(case["phi"], case["top_k"])(z)
     assert z.shape == (n, case["groups"], case["experts"])
     np.testing.assert_allclose(z.flatten(1).numpy(), np.array(case["z"]), rtol=1e-5, atol=1e-5)
@@ -127,33 +127,16 @@ def test_phi_that_does_not_exist_is_refused(kind: Any, top_k: int | None) -> Non
         Phi(kind, top_k)
 
 
-def test_a_table_gives_rows_and_takes_their_gradient_alone() -> None:
-    table = RouteTable(5, 2, 3)
-    rows = torch.tensor([4, 1, 4])
-    z = table.logits(rows)
-    assert torch.equal(z, table.z[rows])
-    z.sum().backward()
-    assert table.z.grad is not None
-    assert table.z.grad[:, 0, 0].tolist() == [0.0, 1.0, 0.0, 0.0, 2.0]
-    assert table.shared_parameters() == []
-    assert [p is table.z for p in table.document_parameters()] == [True]
-
-
-def test_a_table_starts_near_the_uniform_route() -> None:
-    w = Phi()(RouteTable(4, 3, 8).logits(torch.arange(4)))
-    assert (w - 1 / 8).abs().max() < 1e-3
-
-
 def test_codes_are_decoded_by_what_the_corpus_shares() -> None:
-    codes = RouteCodes(4, 2, 3, 5)
+    decoder = RouteDecoder(2, 3, 5)
+    codes = torch.randn(4, 5)
     with torch.no_grad():
-        codes.b.normal_()
-        z = codes.logits(torch.tensor([2, 0]))
-        for row, document in enumerate((2, 0)):
-            expected = codes.V.double() @ codes.codes[document].double() + codes.b.double()
+        decoder.b.normal_()
+        z = decoder(codes)
+        for row in range(4):
+            expected = decoder.V.double() @ codes[row].double() + decoder.b.double()
             torch.testing.assert_close(z[row].flatten().double(), expected, rtol=1e-5, atol=1e-6)
-    assert [p is codes.codes for p in codes.document_parameters()] == [True]
-    assert {id(p) for p in codes.shared_parameters()} == {id(codes.V), id(codes.b)}
+    assert {id(p) for p in decoder.parameters()} == {id(decoder.V), id(decoder.b)}
 
 
 def test_the_rules_of_combination() -> None:

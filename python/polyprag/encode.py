@@ -19,7 +19,7 @@ from polyprag.layers import ModuleShape, find_targets
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
-from polyprag.trainer import Encoding, Progress, TrainSettings, train
+from polyprag.trainer import Encoding, Progress, TrainSettings, forget, train
 
 AUGMENTATION = "augmentation.jsonl"
 ADDED = "added.jsonl"
@@ -126,7 +126,7 @@ def encode(
     decoder = encoding.decoder if spec.codec.startswith("code") else None
     with Store.create(target, spec, encoding.experts, decoder, expert_dtype=expert_dtype) as writer:
         _write(writer, documents, samples, stored_routes(encoding, spec.codec))
-    checkpoint.unlink(missing_ok=True)
+    forget(checkpoint)
     return augmentations
 
 
@@ -188,7 +188,7 @@ def add(
                 stored_routes(encoding, store.spec.codec),
                 on_duplicate=on_duplicate,
             )
-    checkpoint.unlink(missing_ok=True)
+    forget(checkpoint)
     return added
 
 

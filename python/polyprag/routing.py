@@ -1,4 +1,4 @@
-"""Routes in torch: phi, the trainable routings, and how several documents' routes become one.
+"""Routes in torch: phi, the decoder of codes, and how several documents' routes become one.
 
 The differentiable twin of what the Rust core computes for reading
 (``rust/core/src/routes/phi.rs``); one fixture holds the two within 1e-6.
@@ -7,7 +7,7 @@ The differentiable twin of what the Rust core computes for reading
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,58 +54,18 @@ class Phi:
         return torch.softmax(logits, dim=-1)
 
 
-class Routing(Protocol):
-    """What the trainer asks of a routing: rows of documents in, logits out."""
+class RouteDecoder(nn.Module):
+    """z = V c + b: a document's logits from its code of d numbers; V and b are shared by the corpus."""
 
-    def logits(self, documents: Tensor) -> Tensor:
-        """documents [n] (row numbers) -> z [n, G, K]."""
-        ...
-
-    def document_parameters(self) -> list[nn.Parameter]:
-        """Parameters with one row a document."""
-        ...
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the corpus shares."""
-        ...
-
-
-class RouteTable(nn.Module):
-    """``table`` routing: every document's logits z are trained directly, as in the paper."""
-
-    def __init__(self, documents: int, groups: int, experts: int) -> None:
-        super().__init__()
-        self.z = nn.Parameter(torch.empty(documents, groups, experts).uniform_(-1e-3, 1e-3))
-
-    def logits(self, documents: Tensor) -> Tensor:
-        return self.z[documents]
-
-    def document_parameters(self) -> list[nn.Parameter]:
-        return [self.z]
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        return []
-
-
-class RouteCodes(nn.Module):
-    """``code`` routing: a document is d numbers c, and z = V c + b with V and b shared by the corpus."""
-
-    def __init__(self, documents: int, groups: int, experts: int, code_dim: int) -> None:
+    def __init__(self, groups: int, experts: int, code_dim: int) -> None:
         super().__init__()
         self.shape = (groups, experts)
-        self.codes = nn.Parameter(torch.randn(documents, code_dim))
         self.V = nn.Parameter(torch.randn(groups * experts, code_dim) / code_dim**0.5)
         self.b = nn.Parameter(torch.zeros(groups * experts))
 
-    def logits(self, documents: Tensor) -> Tensor:
-        z = self.codes[documents] @ self.V.T + self.b
-        return z.view(-1, *self.shape)
-
-    def document_parameters(self) -> list[nn.Parameter]:
-        return [self.codes]
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        return [self.V, self.b]
+    def forward(self, codes: Tensor) -> Tensor:
+        """codes [n, d] -> z [n, G, K]."""
+        return (codes @ self.V.T + self.b).view(-1, *self.shape)
 
 
 def combination_weights(

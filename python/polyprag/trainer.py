@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -19,23 +20,41 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyprag.batches import Order, collate, learnt
 from polyprag.errors import CheckpointMismatch, InvalidInput
 from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape, RoutedModel
 from polyprag.models import BaseModel, fingerprint
-from polyprag.routing import Phi, PhiKind, RouteCodes, RouteTable
+from polyprag.routing import Phi, PhiKind, RouteDecoder
+from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, Start, record, sync_folder
 from polyprag.samples import Sample
+from polyprag.world import World
+
+Schedule: TypeAlias = Literal["linear", "cosine", "constant"]
+
+ROWS_IN_MEMORY = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The recipe. ``alpha`` / ``rank`` scales the experts; ``table_lr`` is for z, ``code_lr`` for c."""
+    """The recipe.
+
+    ``alpha`` / ``rank`` scales the experts; ``table_lr`` is for z, ``code_lr`` for c, which move only in the
+    steps that meet their document (see :mod:`polyprag.rows`).
+    ``batch_size``: samples a step, over all processes; a step works them off in ``accumulation`` parts.
+    ``warmup``: share of the steps in which the learning rates rise; then ``schedule`` lets them fall to 0.
+    ``gumbel``: logistic noise on the logits while training, as Poly does (relaxed Bernoulli, temperature 1).
+    ``mixture``: share of the samples that are trained under the mean route of their document and
+    ``mixture_size`` - 1 others, as retrieval of several documents gives.
+    ``rows``: where codes or logits and their optimiser's state are: ``auto`` is memory, or beside the
+    checkpoint where they would take more than 1 GiB.
+    """
 
     routing: Literal["code", "table"] = "code"
     code_dim: int = 64
@@ -46,25 +65,50 @@ class TrainSettings:
     phi: PhiKind = "sigmoid"
     top_k: int | None = None
     mixing: Mixing = "exact"
+    gumbel: bool = False
+    mixture: float = 0.0
+    mixture_size: int = 3
     epochs: int = 4
     batch_size: int = 8
+    accumulation: int = 1
     expert_lr: float = 1e-3
     decoder_lr: float = 0.02
-    code_lr: float = 0.05
-    table_lr: float = 0.1
+    code_lr: float = 0.3
+    table_lr: float = 0.6
+    schedule: Schedule = "linear"
+    warmup: float = 0.0
     clip: float = 1.0
     seed: int = 0
+    rows: Literal["auto", "memory", "files"] = "auto"
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.routing not in ("code", "table"):
-            raise InvalidInput(f"routing is 'code' or 'table', not {self.routing!r}")
-        for name in ("code_dim", "experts", "rank", "epochs", "batch_size"):
+        for name, words in (
+            ("routing", ("code", "table")),
+            ("schedule", get_args(Schedule)),
+            ("rows", ("auto", "memory", "files")),
+        ):
+            if getattr(self, name) not in words:
+                raise InvalidInput(f"{name} is one of {', '.join(words)}, not {getattr(self, name)!r}")
+        for name in ("code_dim", "experts", "rank", "epochs", "batch_size", "accumulation", "mixture_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is at least 1, not {getattr(self, name)}")
         for name in ("expert_lr", "decoder_lr", "code_lr", "table_lr", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InvalidInput(f"{name} is a number of at least 0, not {getattr(self, name)}")
+        for name in ("warmup", "mixture"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInput(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+
+    def decay(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied by in step number ``step`` (from 0) of ``steps``."""
+        rising = self.warmup * steps
+        if step < rising:
+            return min((step + 1) / rising, 1.0)
+        left = (steps - step) / (steps - rising)
+        if self.schedule == "cosine":
+            return 0.5 - 0.5 * math.cos(math.pi * left)
+        return left if self.schedule == "linear" else 1.0
 
 
 @dataclass(frozen=True)
@@ -129,17 +173,24 @@ def train(
             raise InvalidInput(f"a sample speaks of document {sample.document}, but there are {documents}")
         if len(sample.ids) <= max(sample.loss_from, 1):
             raise InvalidInput(f"a sample of document {sample.document} has no token to learn: {sample}")
-    run = _Run(base, samples, documents, settings, frozen)
+    run = _Run(base, samples, documents, settings, frozen, checkpoint)
     try:
         if checkpoint is not None and checkpoint.exists():
             run.load(checkpoint)
+        else:
+            run.rows.reset()
         saved = time.monotonic()
         while run.step < run.steps:
             try:
-                with _interrupt_after():
+                with _interrupts() as asked:
                     done = run.advance()
+                    # All processes stop, or save, after the same step.
+                    stop = run.world.any(bool(asked))
+                if stop:
+                    raise KeyboardInterrupt
                 progress(done)
-                if checkpoint is not None and time.monotonic() - saved > settings.checkpoint_seconds:
+                late = time.monotonic() - saved > settings.checkpoint_seconds
+                if checkpoint is not None and run.world.any(late or run.rows.full):
                     run.save(checkpoint)
                     saved = time.monotonic()
             except KeyboardInterrupt:
@@ -153,6 +204,16 @@ def train(
         run.routed.detach()
 
 
+def forget(checkpoint: Path) -> None:
+    """Remove a checkpoint and the rows beside it."""
+    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(_rows_folder(checkpoint), ignore_errors=True)
+
+
+def _rows_folder(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + ".rows")
+
+
 class _Run:
     """The state of one training: all that a checkpoint holds, and what a step does to it."""
 
@@ -163,18 +224,18 @@ class _Run:
         documents: int,
         settings: TrainSettings,
         frozen: Encoding | None,
+        checkpoint: Path | None,
     ) -> None:
-        self.base = base
-        self.samples = samples
-        self.settings = settings
+        self.base, self.samples, self.documents = base, samples, documents
+        self.settings, self.frozen, self.checkpoint = settings, frozen, checkpoint
+        self.world = World.current()
         self.phi = Phi(settings.phi, settings.top_k)
-        self.frozen = frozen
         self.key = _key(base, samples, documents, settings, frozen)
-        self.batches_an_epoch = math.ceil(len(samples) / settings.batch_size)
-        self.steps = self.batches_an_epoch * settings.epochs
+        self.order = Order(samples, settings.batch_size, settings.seed)
+        self.steps = self.order.batches_an_epoch * settings.epochs
         self.step = 0
         self.losses: list[float] = []
-        self.seconds = 0.0
+        self.scale = _LossScale(base.model.dtype == torch.float16)
         with _seeded(settings.seed):
             self.routed = RoutedModel.attach(
                 base.model,
@@ -185,140 +246,216 @@ class _Run:
                 mixing=settings.mixing,
             )
             try:
-                self.routing = self._new_routing(documents).to(base.device)
-                self.optimiser = torch.optim.AdamW(
-                    self._parameter_groups(), betas=(0.9, 0.999), weight_decay=0.0
-                )
+                self.decoder = self._new_decoder()
+                self.rows = self._new_rows()
+                self.shared, self.optimiser = self._new_optimiser()
             except BaseException:
                 self.routed.detach()
                 raise
-        self._epoch_order: tuple[int, list[list[int]]] | None = None
 
-    def _new_routing(self, documents: int) -> RouteTable | RouteCodes:
-        s, groups = self.settings, self.routed.groups
-        routing: RouteTable | RouteCodes
-        if s.routing == "code":
-            routing = RouteCodes(documents, groups, s.experts, s.code_dim)
-        else:
-            routing = RouteTable(documents, groups, s.experts)
-        if self.frozen is None:
-            return routing
-        _check_frozen(self.frozen, s, groups)
-        self.routed.load_experts({k: torch.from_numpy(np.array(v)) for k, v in self.frozen.experts.items()})
-        with torch.no_grad():
-            if self.frozen.decoder is not None and isinstance(routing, RouteCodes):
-                routing.V.copy_(torch.from_numpy(np.array(self.frozen.decoder[0])))
-                routing.b.copy_(torch.from_numpy(np.array(self.frozen.decoder[1])))
-            start = torch.from_numpy(self.frozen.routes.mean(axis=0)) if len(self.frozen.routes) else None
-            for parameter in routing.document_parameters():
-                parameter.copy_(torch.zeros_like(parameter) if start is None else start.expand_as(parameter))
-        return routing
+    def _new_decoder(self) -> RouteDecoder | None:
+        s, groups, frozen = self.settings, self.routed.groups, self.frozen
+        decoder = RouteDecoder(groups, s.experts, s.code_dim) if s.routing == "code" else None
+        if frozen is not None:
+            _check_frozen(frozen, s, groups)
+            self.routed.load_experts({k: torch.from_numpy(np.array(v)) for k, v in frozen.experts.items()})
+            if decoder is not None and frozen.decoder is not None:
+                with torch.no_grad():
+                    decoder.V.copy_(torch.from_numpy(np.array(frozen.decoder[0])))
+                    decoder.b.copy_(torch.from_numpy(np.array(frozen.decoder[1])))
+        return None if decoder is None else decoder.to(self.base.device)
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
+    def _new_rows(self) -> Rows:
         s = self.settings
-        rows = {
-            "params": self.routing.document_parameters(),
-            "lr": s.code_lr if s.routing == "code" else s.table_lr,
-        }
+        width = s.code_dim if s.routing == "code" else self.routed.groups * s.experts
         if self.frozen is not None:
-            for parameter in [*self.routed.parameters(), *self.routing.shared_parameters()]:
+            old = self.frozen.routes.reshape(len(self.frozen.routes), width)
+            start = Start("value", value=old.mean(axis=0) if len(old) else np.zeros(width, dtype=np.float32))
+        elif s.routing == "code":
+            start = Start("normal", s.seed)
+        else:
+            start = Start("uniform", s.seed, scale=1e-3)
+        large = self.documents * record(width).itemsize > ROWS_IN_MEMORY and self.checkpoint is not None
+        if s.rows == "memory" or (s.rows == "auto" and not large):
+            return MemoryRows(self.documents, width, start)
+        if self.checkpoint is None:
+            raise InvalidInput("rows is 'files', but there is no checkpoint beside which they could be kept")
+        return FileRows(
+            _rows_folder(self.checkpoint),
+            self.documents,
+            width,
+            start,
+            key=bytes.fromhex(self.key),
+            part=self.world.rank,
+            parts=self.world.size,
+        )
+
+    def _new_optimiser(self) -> tuple[list[nn.Parameter], torch.optim.AdamW | None]:
+        """What the corpus shares, and what moves it; with frozen experts nothing of it moves."""
+        s = self.settings
+        groups: list[dict[str, Any]] = [{"params": self.routed.parameters(), "lr": s.expert_lr}]
+        if self.decoder is not None:
+            groups.append({"params": list(self.decoder.parameters()), "lr": s.decoder_lr})
+        shared = [parameter for group in groups for parameter in group["params"]]
+        if self.frozen is not None:
+            for parameter in shared:
                 parameter.requires_grad_(False)
-            return [rows]
-        groups = [rows, {"params": self.routed.parameters(), "lr": s.expert_lr}]
-        if shared := self.routing.shared_parameters():
-            groups.append({"params": shared, "lr": s.decoder_lr})
+            return [], None
         for group in groups:
             group["top_lr"] = group["lr"]
-        return groups
+        return shared, torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=0.0)
 
     def advance(self) -> Progress:
         """One optimiser step."""
         started = time.monotonic()
-        batch = [self.samples[i] for i in self._batch(self.step)]
-        ids, mask, labels = _collate(batch, self.base)
-        rows = torch.tensor([s.document for s in batch], device=self.base.device)
-        w = self.phi(self.routing.logits(rows))
-        with self.routed.route(w):
-            output = self.base.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
-        loss: Tensor = output.loss
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        value = float(loss.detach())
+        batch = self.order.batch(self.step)
+        documents, mixing = self._mixing(batch)
+        rows = self.rows.read(documents)
+        if isinstance(self.rows, FileRows):
+            self.world.sum([rows])  # each process has some
+        rows = rows.to(self.base.device).requires_grad_()
+        value = self._backward(batch, rows, mixing)
+        gradients = [p.grad for p in (*self.shared, rows) if p.grad is not None]
+        self.world.sum(gradients)
+        if finite := self.scale.undo(gradients):
+            self._move(documents, rows)
+        self.scale.adapt(finite)
+        self.step += 1
+        self.losses.append(value)
+        tokens = sum(len(self.samples[i].ids) for i in batch)
+        return Progress(self.step, self.steps, value, tokens, time.monotonic() - started)
+
+    def _mixing(self, batch: Sequence[int]) -> tuple[NDArray[np.int64], Tensor]:
+        """The documents whose routes a batch needs [n], ascending, and what part each has in each sample's
+        route [samples, n].
+        """
+        s = self.settings
+        rng = random.Random(f"{s.seed}/{self.step}/mixture")
+        mixed = []
+        for i in batch:
+            own = self.samples[i].document
+            others = min(s.mixture_size, self.documents) - 1
+            if s.mixture > 0 and rng.random() < s.mixture:
+                drawn = rng.sample(range(self.documents - 1), others)
+                mixed.append([own, *(d + (d >= own) for d in drawn)])
+            else:
+                mixed.append([own])
+        documents = np.unique(np.array([d for mix in mixed for d in mix], dtype=np.int64))
+        parts = torch.zeros(len(batch), len(documents))
+        for row, mix in enumerate(mixed):
+            parts[row, np.searchsorted(documents, mix)] = 1.0 / len(mix)
+        return documents, parts.to(self.base.device)
+
+    def _backward(self, batch: Sequence[int], rows: Tensor, mixing: Tensor) -> float:
+        """Gradients of the batch's loss from this process's part of it; returns the loss of all of it."""
+        for parameter in self.shared:
+            parameter.grad = None
+        total = torch.zeros((), device=self.base.device)
+        count = sum(learnt(self.samples[i]) for i in batch)
+        parts = self.world.size * self.settings.accumulation
+        for part in range(self.settings.accumulation):
+            # Every parts-th sample, so that all have their share of the long ones.
+            places = range(self.world.rank * self.settings.accumulation + part, len(batch), parts)
+            if not places:
+                continue
+            pad = int(self.base.tokenizer.pad_token_id)
+            tensors = collate([self.samples[batch[i]] for i in places], pad)
+            ids, mask, targets = (t.to(self.base.device) for t in tensors)
+            w = torch.einsum("bn,ngk->bgk", mixing[list(places)], self.phi(self._logits(rows)))
+            with self.routed.route(w):
+                logits = self.base.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            loss = nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
+            )
+            torch.autograd.backward(loss * (self.scale.factor / count))
+            total += loss.detach() / count
+        for trained in (*self.shared, rows):
+            if trained.grad is None:  # this process had no part of a small batch
+                trained.grad = torch.zeros_like(trained)
+        self.world.sum([total])
+        value = float(total)
         if not math.isfinite(value):
             raise InvalidInput(
                 f"the loss became {value} at step {self.step + 1}: "
                 f"lower expert_lr ({self.settings.expert_lr}) or use dtype fp32"
             )
-        decay = 1.0 - self.step / self.steps
-        trained = []
-        for group in self.optimiser.param_groups:
-            group["lr"] = group.setdefault("top_lr", group["lr"]) * decay
-            trained += group["params"]
-        if self.settings.clip > 0:
-            nn.utils.clip_grad_norm_(trained, self.settings.clip)
-        self.optimiser.step()
-        self.step += 1
-        self.losses.append(value)
-        step_seconds = time.monotonic() - started
-        self.seconds += step_seconds
-        return Progress(self.step, self.steps, value, int(mask.sum()), step_seconds)
+        return value
 
-    def _batch(self, step: int) -> list[int]:
-        epoch, number = divmod(step, self.batches_an_epoch)
-        if self._epoch_order is None or self._epoch_order[0] != epoch:
-            self._epoch_order = (
-                epoch,
-                _epoch(self.samples, self.settings.batch_size, self.settings.seed, epoch),
-            )
-        return self._epoch_order[1][number]
+    def _logits(self, rows: Tensor) -> Tensor:
+        """z [n, G, K] of rows [n, width]."""
+        if self.decoder is None:
+            z = rows.view(-1, self.routed.groups, self.settings.experts)
+        else:
+            z = self.decoder(rows)
+        if self.settings.gumbel:
+            # Of seed and step alone, so that every process and a resumed run draw the same.
+            draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.step)
+            u = torch.rand(z.shape, generator=draw).clamp(1e-6, 1 - 1e-6).to(z)
+            z = z + torch.logit(u)
+        return z
+
+    def _move(self, documents: NDArray[np.int64], rows: Tensor) -> None:
+        s = self.settings
+        if s.clip > 0:
+            nn.utils.clip_grad_norm_([*self.shared, rows], s.clip)
+        decay = s.decay(self.step, self.steps)
+        if self.optimiser is not None:
+            for group in self.optimiser.param_groups:
+                group["lr"] = group["top_lr"] * decay
+            self.optimiser.step()
+        if rows.grad is not None:
+            self.rows.update(documents, rows.grad, decay * (s.code_lr if s.routing == "code" else s.table_lr))
 
     def encoding(self) -> Encoding:
         decoder = None
-        if isinstance(self.routing, RouteCodes):
-            decoder = (_numpy(self.routing.V), _numpy(self.routing.b))
+        if self.decoder is not None:
+            decoder = (_numpy(self.decoder.V), _numpy(self.decoder.b))
         return Encoding(
             modules=tuple(self.routed.modules),
             experts={name: _numpy(t) for name, t in self.routed.experts().items()},
             decoder=decoder,
-            routes=_numpy(self.routing.document_parameters()[0]),
+            routes=self._routes(),
             settings=self.settings,
             losses=tuple(self.losses),
         )
 
+    def _routes(self) -> NDArray[np.float32]:
+        """All routes [n, ...]; those that were trained in files are in a file."""
+        s = self.settings
+        shape = (s.code_dim,) if s.routing == "code" else (self.routed.groups, s.experts)
+        if isinstance(self.rows, MemoryRows) or self.checkpoint is None:
+            return next(self.rows.blocks())[1].reshape(-1, *shape)
+        path = _rows_folder(self.checkpoint) / "routes.npy"
+        if self.world.first:
+            np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=(self.documents, *shape))
+        self.world.wait()
+        whole = np.lib.format.open_memmap(path, "r+")
+        for numbers, block in self.rows.blocks():
+            whole[numbers] = block.reshape(-1, *shape)
+        whole.flush()
+        self.world.wait()
+        return np.lib.format.open_memmap(path, "r")
+
     def save(self, path: Path) -> None:
+        """Save a checkpoint; all processes together."""
         state = {
             "key": self.key,
             "step": self.step,
-            "seconds": self.seconds,
             "losses": self.losses,
+            "scale": self.scale.state(),
             "experts": self.routed.experts() if self.frozen is None else {},
-            "routing": self.routing.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "decoder": self.decoder.state_dict() if self.decoder is not None else {},
+            "optimiser": self.optimiser.state_dict() if self.optimiser is not None else {},
+            "rows": self.rows.save(self.step),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with scratch.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        self.world.wait()  # every process's rows are on disk before the checkpoint names them
+        if self.world.first:
+            _save(state, path)
+        self.world.wait()
+        self.rows.saved(self.step)
 
     def load(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                try:
-                    state = torch.load(file, map_location=self.base.device, weights_only=True)
-                except OSError as error:  # torch's word for some torn files
-                    raise ValueError(str(error)) from error
-        except OSError:
-            raise
-        except Exception as error:
-            raise CheckpointMismatch(
-                f"{path}: not a checkpoint ({error}); delete it to start anew"
-            ) from error
+        state = _load(path, self.base.device)
         if not isinstance(state, dict) or state.get("key") != self.key:
             raise CheckpointMismatch(
                 f"{path}: made by a run with other documents, samples, settings or base model; "
@@ -326,9 +463,74 @@ class _Run:
             )
         if self.frozen is None:
             self.routed.load_experts(state["experts"])
-        self.routing.load_state_dict(state["routing"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds, self.losses = state["step"], state["seconds"], list(state["losses"])
+        if self.decoder is not None:
+            self.decoder.load_state_dict(state["decoder"])
+        if self.optimiser is not None:
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.scale.load(state["scale"])
+        self.step, self.losses = state["step"], list(state["losses"])
+        self.rows.load({name: t.cpu() for name, t in state["rows"].items()}, self.step)
+
+
+class _LossScale:
+    """The factor that keeps gradients of a float16 model above its smallest number (Micikevicius et al.,
+    arXiv 1710.03740, section 3.2): halved when they overflow, doubled after 1,000 steps that they did not.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.factor = 2.0**14 if enabled else 1.0
+        self.calm = 0
+
+    def undo(self, gradients: Sequence[Tensor]) -> bool:
+        """Divide by the factor, in place; False if the gradients overflowed and are of no use."""
+        if not self.enabled:
+            return True
+        for gradient in gradients:
+            gradient /= self.factor
+        return all(bool(torch.isfinite(g).all()) for g in gradients)
+
+    def adapt(self, finite: bool) -> None:
+        if self.enabled:
+            self.calm = self.calm + 1 if finite else 0
+            if not finite:
+                self.factor /= 2
+            elif self.calm % 1000 == 0:
+                self.factor *= 2
+
+    def state(self) -> list[float]:
+        return [self.factor, float(self.calm)]
+
+    def load(self, state: Sequence[float]) -> None:
+        self.factor, self.calm = state[0], int(state[1])
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whole, or leave the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+        sync_folder(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _load(path: Path, device: torch.device) -> Any:
+    try:
+        with path.open("rb") as file:
+            try:
+                return torch.load(file, map_location=device, weights_only=True)
+            except OSError as error:  # torch's word for some torn files
+                raise ValueError(str(error)) from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise CheckpointMismatch(f"{path}: not a checkpoint ({error}); delete it to start anew") from error
 
 
 def _check_frozen(frozen: Encoding, settings: TrainSettings, groups: int) -> None:
@@ -352,51 +554,23 @@ def _check_frozen(frozen: Encoding, settings: TrainSettings, groups: int) -> Non
         raise InvalidInput(f"the routes of the experts have {found} numbers each, but {row} were expected")
 
 
-def _epoch(samples: Sequence[Sample], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Batches of one epoch: samples of like length together, little padding, the batches in random order."""
-    rng = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(samples)))
-    rng.shuffle(order)
-    # Sorted in coarse steps of length: a stable sort keeps the shuffle inside a step.
-    order.sort(key=lambda i: len(samples[i].ids) // 4)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    rng.shuffle(batches)
-    return batches
-
-
-def _collate(batch: Sequence[Sample], base: BaseModel) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, mask and labels [rows, longest], padded on the right."""
-    width = max(len(s.ids) for s in batch)
-    ids = torch.full((len(batch), width), int(base.tokenizer.pad_token_id), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
-    for row, sample in enumerate(batch):
-        n = len(sample.ids)
-        ids[row, :n] = torch.tensor(sample.ids)
-        mask[row, :n] = 1
-        labels[row, sample.loss_from : n] = ids[row, sample.loss_from : n]
-    return ids.to(base.device), mask.to(base.device), labels.to(base.device)
-
-
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
     return np.array(array, dtype=np.float32, order="C")
 
 
 @contextmanager
-def _interrupt_after() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block is done, so that what is saved is whole steps."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only
-        return
+def _interrupts() -> Iterator[list[int]]:
+    """Hold a Ctrl-C back, so that what is saved is whole steps; the list tells whether there was one."""
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # signals reach the main thread only
+        return
     before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
-        yield
+        yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
 
 
 @contextmanager

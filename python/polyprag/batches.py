@@ -1,0 +1,64 @@
+"""The order of training samples: which are in a step, and as what tensors.
+
+The sequence of batches depends on the samples, the seed and the batch size alone, not on how many processes
+share a batch or in how many parts they work it off.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from polyprag.samples import Sample
+
+
+class Order:
+    """The batches of every epoch, as numbers of samples."""
+
+    def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int) -> None:
+        self._samples, self._batch_size, self._seed = samples, batch_size, seed
+        self.batches_an_epoch = math.ceil(len(samples) / batch_size)
+        self._epoch: tuple[int, list[list[int]]] | None = None
+
+    def batch(self, step: int) -> list[int]:
+        epoch, number = divmod(step, self.batches_an_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._batches(epoch))
+        return self._epoch[1][number]
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """Samples of like length together, for little padding, and the batches in random order."""
+        rng = random.Random(f"{self._seed}/{epoch}")
+        order = list(range(len(self._samples)))
+        rng.shuffle(order)
+        # Sorted in coarse steps of length: a stable sort keeps the shuffle inside a step.
+        order.sort(key=lambda i: len(self._samples[i].ids) // 4)
+        batches = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
+        rng.shuffle(batches)
+        return batches
+
+
+def collate(batch: Sequence[Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, mask and targets [rows, longest], padded on the right.
+
+    A target is the token that follows, or -100 where none is to be learnt.
+    """
+    width = max(len(s.ids) for s in batch)
+    ids = torch.full((len(batch), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    targets = torch.full_like(ids, -100)
+    for row, sample in enumerate(batch):
+        n, begin = len(sample.ids), max(sample.loss_from, 1)
+        ids[row, :n] = torch.tensor(sample.ids)
+        mask[row, :n] = 1
+        targets[row, begin - 1 : n - 1] = ids[row, begin:n]
+    return ids, mask, targets
+
+
+def learnt(sample: Sample) -> int:
+    """How many tokens of a sample count in the loss."""
+    return len(sample.ids) - max(sample.loss_from, 1)

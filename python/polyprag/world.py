@@ -1,0 +1,77 @@
+"""Training in several processes: what torch.distributed says, and the three things asked of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together; ``World(0, 1)`` is one alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> World:
+        """The processes of the default group of torch.distributed, if one was set up."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes have come this far."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Sum each tensor over all processes, in place; one message for all of them."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        distributed.all_reduce(flat)
+        totals = torch.split(flat, [t.numel() for t in tensors])
+        for tensor, total in zip(tensors, totals, strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.size == 1:
+            return here
+        said = torch.tensor(int(here), device=_device())
+        distributed.all_reduce(said, op=distributed.ReduceOp.MAX)
+        return bool(said)
+
+
+@contextmanager
+def launched() -> Iterator[World]:
+    """Join the processes that ``torchrun`` or ``accelerate launch`` started; one alone without them."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized()
+    if alone:
+        yield World.current()
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # One process augments while the others wait, which may take days.
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=30))
+    try:
+        yield World.current()
+    finally:
+        distributed.destroy_process_group()
+
+
+def _device() -> torch.device:
+    """Where messages have to be for the backend at hand."""
+    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
