@@ -126,7 +126,8 @@ def test_the_store_keeps_the_routes_that_were_trained(
         combination = store.spec.combination
         assert (combination.k, combination.rule, combination.temperature) == (2, "score", 0.5)
     work = work_folder(path)
-    assert [p.name for p in work.iterdir()] == ["augmentation.jsonl"], "the checkpoint is gone"
+    left = ["augmentation.jsonl", "metrics.jsonl"]
+    assert sorted(p.name for p in work.iterdir()) == left, "the checkpoint is gone"
     lines = (work / "augmentation.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [d.id for d in DOCUMENTS]
     with Engine.open(path, tiny_base) as engine:
@@ -464,7 +465,8 @@ def test_adding_changes_nothing_but_routes(
         store.verify()
     assert before
     assert hashes(path).items() >= before.items()
-    assert {p.name for p in work_folder(path).iterdir()} == {"augmentation.jsonl", "added.jsonl"}
+    left = {"augmentation.jsonl", "metrics.jsonl", "added.jsonl", "added-metrics.jsonl"}
+    assert {p.name for p in work_folder(path).iterdir()} == left
 
 
 def test_known_ids_are_refused_left_out_or_replaced(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
@@ -16,14 +17,18 @@ from polyprag.augment import Augmentation, AugmentSettings, augment, read_pairs
 from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, DuplicateId, InvalidInput
 from polyprag.layers import ModuleShape, find_targets
+from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
 from polyprag.trainer import Encoding, Progress, TrainSettings, forget, train
+from polyprag.world import World
 
 AUGMENTATION = "augmentation.jsonl"
 ADDED = "added.jsonl"
 CHECKPOINT = "checkpoint.pt"
+
+_BLOCK = 65_536  # documents that are written at a time
 
 ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 
@@ -117,16 +122,21 @@ def encode(
         raise InvalidInput(f"expert_dtype: expected one of {known}, got {expert_dtype!r}")
     spec = _spec(base, recipe, documents, codec, combination, keep_text)
     work = prepare_work(target, work)
-    augmentations = _augment(base, documents, recipe, augmentation or work / AUGMENTATION, reporter)
+    world = World.current()
+    with world.one_by_one():
+        augmentations = _augment(base, documents, recipe, augmentation or work / AUGMENTATION, reporter)
     samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
     checkpoint = work / CHECKPOINT
-    encoding = train(
-        base, samples, len(documents), recipe.train, checkpoint=checkpoint, progress=reporter.training
-    )
-    decoder = encoding.decoder if spec.codec.startswith("code") else None
-    with Store.create(target, spec, encoding.experts, decoder, expert_dtype=expert_dtype) as writer:
-        _write(writer, documents, samples, stored_routes(encoding, spec.codec))
-    forget(checkpoint)
+    with _told(reporter, work, "metrics") as progress:
+        encoding = train(
+            base, samples, len(documents), recipe.train, checkpoint=checkpoint, progress=progress
+        )
+    if world.first:
+        decoder = encoding.decoder if spec.codec.startswith("code") else None
+        with Store.create(target, spec, encoding.experts, decoder, expert_dtype=expert_dtype) as writer:
+            _write(writer, documents, samples, encoding, spec.codec)
+        forget(checkpoint)
+    world.wait()
     return augmentations
 
 
@@ -166,45 +176,66 @@ def add(
         if not documents:
             return 0
         work = prepare_work(Path(path), work)
-        augmentations = _augment(base, documents, recipe, work / ADDED, reporter)
+        world = World.current()
+        with world.one_by_one():
+            augmentations = _augment(base, documents, recipe, work / ADDED, reporter)
         samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
         frozen = _frozen(store, recipe.train)
         settings = replace(frozen.settings, epochs=recipe.add_epochs)
         checkpoint = work / "added.pt"
-        encoding = train(
-            base,
-            samples,
-            len(documents),
-            settings,
-            frozen=frozen,
-            checkpoint=checkpoint,
-            progress=reporter.training,
-        )
-        with store.writer() as writer:
-            added = _write(
-                writer,
-                documents,
+        with _told(reporter, work, "added-metrics") as progress:
+            encoding = train(
+                base,
                 samples,
-                stored_routes(encoding, store.spec.codec),
-                on_duplicate=on_duplicate,
+                len(documents),
+                settings,
+                frozen=frozen,
+                checkpoint=checkpoint,
+                progress=progress,
             )
-    forget(checkpoint)
+        added = 0
+        if world.first:
+            with store.writer() as writer:
+                added = _write(
+                    writer, documents, samples, encoding, store.spec.codec, on_duplicate=on_duplicate
+                )
+            forget(checkpoint)
+        world.wait()
     return added
+
+
+@contextmanager
+def _told(reporter: Reporter, work: Path, name: str) -> Iterator[Callable[[Progress], None]]:
+    """What training calls after every step: the first process of all tells of it, and keeps it."""
+    if not World.current().first:
+        yield lambda progress: None
+        return
+    with Metrics(work, name) as metrics:
+
+        def progress(step: Progress) -> None:
+            metrics.step(step)
+            reporter.training(step)
+
+        yield progress
 
 
 def _write(
     writer: Writer,
     documents: Sequence[Document],
     samples: Sequence[Sample],
-    routes: np.ndarray[Any, np.dtype[np.float32]],
+    encoding: Encoding,
+    codec: str,
     *,
     on_duplicate: Literal["error", "replace", "skip"] = "error",
 ) -> int:
     """Documents with their routes; one that gave no sample goes without, since nothing trained its route."""
-    trained = sorted({sample.document for sample in samples})
-    rest = sorted(set(range(len(documents))) - set(trained))
-    added = writer.add([documents[i] for i in trained], routes[trained], on_duplicate=on_duplicate)
-    if rest:
+    trained = np.unique([sample.document for sample in samples])
+    added = 0
+    for begin in range(0, len(trained), _BLOCK):
+        some = trained[begin : begin + _BLOCK]
+        routes = stored_routes(replace(encoding, routes=encoding.routes[some]), codec)
+        added += writer.add([documents[i] for i in some], routes, on_duplicate=on_duplicate)
+    if rest := sorted(set(range(len(documents))) - set(trained.tolist())):
         added += writer.add([documents[i] for i in rest], on_duplicate=on_duplicate)
     return added
 

@@ -54,9 +54,7 @@ class Bars:
 
     def training(self, progress: Step) -> None:
         """One step is done."""
-        speed = (
-            f"loss {progress.loss:.2f}, {progress.tokens / max(progress.step_seconds, 1e-9):,.0f} tokens/s"
-        )
+        speed = f"loss {progress.loss:.2f}, {progress.tokens_a_second:,.0f} tokens/s"
         self._update("Training", progress.step, progress.steps, speed)
 
     def _update(self, name: str, done: int, total: int, note: str) -> None:

@@ -115,8 +115,8 @@ class TrainSettings:
 class Progress:
     """One step done.
 
-    ``loss``: its mean cross-entropy a token, in nats; ``tokens``: those of the batch, unpadded;
-    ``step_seconds``: what it took.
+    ``loss``: its mean cross-entropy a token, in nats; ``tokens``: those of the batch, unpadded, over all
+    processes; ``step_seconds``: what it took; ``decay``: what the learning rates were multiplied by.
     """
 
     step: int
@@ -124,6 +124,11 @@ class Progress:
     loss: float
     tokens: int
     step_seconds: float
+    decay: float = 1.0
+
+    @property
+    def tokens_a_second(self) -> float:
+        return self.tokens / max(self.step_seconds, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -320,10 +325,11 @@ class _Run:
         if finite := self.scale.undo(gradients):
             self._move(documents, rows)
         self.scale.adapt(finite)
+        decay = self.settings.decay(self.step, self.steps)
         self.step += 1
         self.losses.append(value)
         tokens = sum(len(self.samples[i].ids) for i in batch)
-        return Progress(self.step, self.steps, value, tokens, time.monotonic() - started)
+        return Progress(self.step, self.steps, value, tokens, time.monotonic() - started, decay)
 
     def _mixing(self, batch: Sequence[int]) -> tuple[NDArray[np.int64], Tensor]:
         """The documents whose routes a batch needs [n], ascending, and what part each has in each sample's

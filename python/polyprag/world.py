@@ -35,6 +35,15 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """The first process goes through the block alone, the others after it: they find what it left."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Sum each tensor over all processes, in place; one message for all of them."""
         if self.size == 1 or not tensors:

@@ -25,8 +25,16 @@ const FOLDER: &str = "POLYPRAG_KILL_FOLDER";
 const CODEC: &str = "POLYPRAG_KILL_CODEC";
 const SEED: &str = "POLYPRAG_KILL_SEED";
 const PLACE: &str = "POLYPRAG_KILL_PLACE";
-/// No place at all.
-const NOWHERE: usize = usize::MAX;
+/// What is passed once in the life of a store, or matters most; the first child of a store ends at one of them.
+const DECISIVE: [&str; 7] = [
+    "rename to CURRENT",
+    "rename to folder of the store",
+    "sync of CURRENT.new",
+    "sync of experts",
+    "sync of folder above",
+    "sync of folder of the store",
+    "sync of manifest",
+];
 
 /// Lines by which the child says that it begins, that it holds a commit, that it is about to go back to the one
 /// before, and where it ends itself.
@@ -103,25 +111,25 @@ impl History {
     }
 }
 
-/// Ends the process before or after the n-th call of those that decide what is durable, or visible.
+/// Ends the process before or after the n-th call of those that decide what is durable, or visible; or the first
+/// of a name.
 #[derive(Debug)]
 struct Ending {
-    place: usize,
+    place: String,
     passed: AtomicUsize,
     parent: std::path::PathBuf,
 }
 
 impl Ending {
     fn pass(&self, when: &str, call: &Call<'_>) {
-        if self.passed.fetch_add(1, Ordering::SeqCst) == self.place {
-            let (what, path) = match call.op {
-                Op::Rename(_, to) => ("rename to", call.path.join(to)),
-                _ => ("sync of", call.path.to_owned()),
-            };
-            say(&format!(
-                "{ENDS}{when} {what} {}",
-                kind(&path, &self.parent)
-            ));
+        let (what, path) = match call.op {
+            Op::Rename(_, to) => ("rename to", call.path.join(to)),
+            _ => ("sync of", call.path.to_owned()),
+        };
+        let name = format!("{when} {what} {}", kind(&path, &self.parent));
+        let number = self.passed.fetch_add(1, Ordering::SeqCst);
+        if self.place == name || self.place == number.to_string() {
+            say(&format!("{ENDS}{name}"));
             let process = rustix::process::getpid();
             rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
             std::thread::park();
@@ -154,7 +162,7 @@ fn child(parent: &Path) -> ! {
     let told = |name| std::env::var(name).unwrap();
     let dir = Directory::open(parent).unwrap();
     let dir = dir.with_tap(Arc::new(Ending {
-        place: told(PLACE).parse().unwrap(),
+        place: told(PLACE),
         passed: AtomicUsize::new(0),
         parent: parent.to_owned(),
     }));
@@ -220,10 +228,15 @@ fn live(name: &str, seed: u64, codec: &str, kills: usize, manner: Manner, counts
     let path = tmp.path().join(NAME);
     let mut random = Random(seed);
     let mut history = History::new(seed);
-    for _ in 0..kills {
+    for kill in 0..kills {
         let place = match manner {
-            Manner::AnyTime => NOWHERE,
-            Manner::Places => random.below(100),
+            Manner::AnyTime => "nowhere".into(),
+            Manner::Places if kill == 0 => {
+                let n = (seed % 1000) as usize;
+                let when = ["before", "after"][n / DECISIVE.len() % 2];
+                format!("{when} {}", DECISIVE[n % DECISIVE.len()])
+            }
+            Manner::Places => random.below(100).to_string(),
         };
         let alone = ALONE.lock().unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -231,7 +244,7 @@ fn live(name: &str, seed: u64, codec: &str, kills: usize, manner: Manner, counts
             .env(FOLDER, tmp.path())
             .env(CODEC, codec)
             .env(SEED, seed.to_string())
-            .env(PLACE, place.to_string())
+            .env(PLACE, place)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -343,15 +356,7 @@ fn many(name: &str, manner: Manner, stores: u64, kills: usize) {
     }
     assert!(commits > 0);
     if manner == Manner::Places && full() {
-        let decisive = [
-            "rename to CURRENT",
-            "rename to folder of the store",
-            "sync of CURRENT.new",
-            "sync of folder above",
-            "sync of folder of the store",
-            "sync of manifest",
-        ];
-        for place in decisive {
+        for place in DECISIVE {
             for when in ["before", "after"] {
                 assert!(
                     places.contains_key(&format!("{when} {place}")),
