@@ -1,0 +1,187 @@
+"""Training speed against PEFT, on one machine in one run: samples a second of the same samples.
+
+    pip install peft
+    python benches/train.py --json benches/results/train.json
+
+Three ways to put documents into weights, each on the same base model, documents and samples, in fp32:
+
+- polyprag: shared latent experts and codes, batches of samples of like length;
+- PRAG with PEFT: one LoRA a document (r=2, AdamW, batches of one sample: arXiv 2501.15915, section 3.2), each
+  made, trained and saved. Once with its samples as they are, and once padded to 3,000 tokens as its published
+  code does (not with --quick; two steps are timed);
+- PEFT's Poly tuner with the same K, r, batches and number of documents.
+
+The base model alone, forward and backward to its inputs, says what no method can be faster than.
+Samples are generated: words of the vocabulary, as long as question-answer pairs are.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from common import arguments, report
+from polyprag.batches import Order, collate
+from polyprag.layers import DEFAULT_TARGETS
+from polyprag.models import BaseModel, load_base_model
+from polyprag.samples import Sample
+from polyprag.trainer import Progress, TrainSettings, train
+
+SAMPLES_A_DOCUMENT = 5
+BATCH = 8
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--model", help="base model; default: the small one")
+    given = parser.parse_args()
+    documents = 8 if given.quick else 64
+    base = load_base_model(given.model, dtype="fp32")
+    samples = make_samples(documents)
+    batches = Order(samples, BATCH, 0)
+    ours = [[samples[i] for i in batches.batch(step)] for step in range(batches.batches_an_epoch)]
+    results: list[dict[str, Any]] = []
+
+    def measure(name: str, work: Callable[[], float], count: int, **more: Any) -> float:
+        """Samples a second: ``work`` returns the seconds that its samples took."""
+        speed = count / work()
+        results.append({"system": name, "samples": count, "samples_a_second": round(speed, 3), **more})
+        print(results[-1], flush=True)
+        return speed
+
+    n = len(samples)
+    floor = measure("base model alone", lambda: bare(base, ours), n)
+    mine = measure("polyprag", lambda: polyprag(base, samples, documents), n)
+    few = samples[: SAMPLES_A_DOCUMENT * min(documents, 8)]
+    prag = measure("PRAG with PEFT", lambda: peft_prag(base, few), len(few))
+    poly = measure("PEFT Poly", lambda: peft_poly(base, ours, documents), n)
+    ratios = {
+        "polyprag over PRAG with PEFT": mine / prag,
+        "polyprag over PEFT Poly": mine / poly,
+        "polyprag over the base model alone": mine / floor,
+    }
+    if not given.quick:
+        padded = measure("PRAG with PEFT, padded to 3,000", lambda: peft_prag(base, few[:2], width=3000), 2)
+        ratios["polyprag over PRAG with PEFT, padded to 3,000"] = mine / padded
+    report(given.json, results, {name: round(ratio, 2) for name, ratio in ratios.items()})
+
+
+def make_samples(documents: int) -> list[Sample]:
+    """Five a document, as PRAG makes: one behind a passage of 96 tokens, four questions of 20 to 36."""
+    rng = random.Random(0)
+    return [
+        Sample(document, tuple(rng.randrange(1000, 30_000) for _ in range(length)), 0)
+        for document in range(documents)
+        for length in (128, *(rng.randrange(20, 37) for _ in range(SAMPLES_A_DOCUMENT - 1)))
+    ]
+
+
+def bare(base: BaseModel, batches: Sequence[Sequence[Sample]]) -> float:
+    """Forward and backward of the frozen model, with gradients to its first layer's input and no further."""
+    embed = base.model.get_input_embeddings()
+
+    def step(batch: Sequence[Sample]) -> None:
+        ids, mask, targets = collate(batch, 0)
+        inputs = embed(ids).detach().requires_grad_()
+        logits = base.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        torch.autograd.backward(loss)
+
+    step(batches[0])
+    return seconds_of(lambda: [step(b) for b in batches])
+
+
+def polyprag(base: BaseModel, samples: Sequence[Sample], documents: int) -> float:
+    steps: list[Progress] = []
+    train(base, samples, documents, TrainSettings(epochs=1, batch_size=BATCH), progress=steps.append)
+    # As for the others, the first step counts for the mean of the rest: it is slower, and not of the method.
+    rest = [p.step_seconds for p in steps[1:]]
+    return sum(rest) * len(steps) / len(rest)
+
+
+def peft_prag(base: BaseModel, samples: Sequence[Sample], width: int | None = None) -> float:
+    """One adapter a document: made, trained sample by sample, saved, taken off again."""
+    from peft import LoraConfig, get_peft_model
+
+    def document(own: Sequence[Sample], folder: str) -> None:
+        config = LoraConfig(r=2, lora_alpha=32, target_modules=list(DEFAULT_TARGETS), task_type="CAUSAL_LM")
+        model = get_peft_model(base.model, config)
+        model.train()
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
+        for sample in own:
+            ids, mask, targets = collate([sample], 0)
+            if width is not None:
+                pad = (0, width - ids.shape[1])
+                ids, mask = (torch.nn.functional.pad(t, pad) for t in (ids, mask))
+                targets = torch.nn.functional.pad(targets, pad, value=-100)
+            step(model, optimiser, ids, mask, targets)
+        model.save_pretrained(folder)
+        model.unload()
+
+    grouped: dict[int, list[Sample]] = {}
+    for sample in samples:
+        grouped.setdefault(sample.document, []).append(sample)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if width is None:
+            document(next(iter(grouped.values())), folder)
+        return seconds_of(lambda: [document(own, folder) for own in grouped.values()])
+
+
+def peft_poly(base: BaseModel, batches: Sequence[Sequence[Sample]], documents: int) -> float:
+    from peft import PolyConfig, get_peft_model
+
+    settings = TrainSettings()
+    config = PolyConfig(
+        r=settings.rank,
+        n_tasks=documents,
+        n_skills=settings.experts,
+        n_splits=1,
+        target_modules=list(DEFAULT_TARGETS),
+        task_type="CAUSAL_LM",
+    )
+    model: Any = get_peft_model(base.model, config)
+    model.train()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
+
+    def one(batch: Sequence[Sample]) -> None:
+        ids, mask, targets = collate(batch, 0)
+        tasks = torch.tensor([s.document for s in batch])
+        step(model, optimiser, ids, mask, targets, task_ids=tasks)
+
+    one(batches[0])
+    try:
+        return seconds_of(lambda: [one(b) for b in batches])
+    finally:
+        model.unload()
+
+
+def step(
+    model: Any,
+    optimiser: torch.optim.Optimizer,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    targets: torch.Tensor,
+    **more: Any,
+) -> None:
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    optimiser.zero_grad()
+    torch.autograd.backward(loss)
+    optimiser.step()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
