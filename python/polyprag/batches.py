@@ -47,16 +47,22 @@ def collate(batch: Sequence[Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
 
     A target is the token that follows, or -100 where none is to be learnt.
     """
-    width = max(len(s.ids) for s in batch)
-    ids = torch.full((len(batch), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
+    ids, mask = padded([s.ids for s in batch], pad)
     targets = torch.full_like(ids, -100)
     for row, sample in enumerate(batch):
         n, begin = len(sample.ids), max(sample.loss_from, 1)
-        ids[row, :n] = torch.tensor(sample.ids)
-        mask[row, :n] = 1
         targets[row, begin - 1 : n - 1] = ids[row, begin:n]
     return ids, mask, targets
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as ids and mask [rows, longest], padded on the right."""
+    ids = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+    return ids, mask
 
 
 def learnt(sample: Sample) -> int:

@@ -31,6 +31,7 @@ from polyprag.batches import Order, collate, learnt
 from polyprag.errors import CheckpointMismatch, InvalidInput
 from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape, RoutedModel
 from polyprag.models import BaseModel, fingerprint
+from polyprag.router import Router
 from polyprag.routing import Phi, PhiKind, RouteDecoder
 from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, Start, record, sync_folder
 from polyprag.samples import Sample
@@ -52,6 +53,9 @@ class TrainSettings:
     ``gumbel``: logistic noise on the logits while training, as Poly does (relaxed Bernoulli, temperature 1).
     ``mixture``: share of the samples that are trained under the mean route of their document and
     ``mixture_size`` - 1 others, as retrieval of several documents gives.
+    ``router``: also train a network that maps a document's text to its code (an amortised router); a code
+    is then its output and what the document's own steps add to it. In the share ``router_alone`` of cases
+    nothing is added, so that the router learns to do without.
     ``rows``: where codes or logits and their optimiser's state are: ``auto`` is memory, or beside the
     checkpoint where they would take more than 1 GiB.
     """
@@ -68,6 +72,8 @@ class TrainSettings:
     gumbel: bool = False
     mixture: float = 0.0
     mixture_size: int = 3
+    router: bool = False
+    router_alone: float = 0.5
     epochs: int = 4
     batch_size: int = 8
     accumulation: int = 1
@@ -75,6 +81,7 @@ class TrainSettings:
     decoder_lr: float = 0.02
     code_lr: float = 0.3
     table_lr: float = 0.6
+    router_lr: float = 1e-3
     schedule: Schedule = "linear"
     warmup: float = 0.0
     clip: float = 1.0
@@ -93,12 +100,14 @@ class TrainSettings:
         for name in ("code_dim", "experts", "rank", "epochs", "batch_size", "accumulation", "mixture_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in ("expert_lr", "decoder_lr", "code_lr", "table_lr", "clip"):
+        for name in ("expert_lr", "decoder_lr", "code_lr", "table_lr", "router_lr", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InvalidInput(f"{name} is a number of at least 0, not {getattr(self, name)}")
-        for name in ("warmup", "mixture"):
+        for name in ("warmup", "mixture", "router_alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if self.router and self.routing != "code":
+            raise InvalidInput("router makes codes: it goes with routing 'code', not 'table'")
 
     def decay(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied by in step number ``step`` (from 0) of ``steps``."""
@@ -138,6 +147,7 @@ class Encoding:
     experts: ``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], float32.
     decoder: V [G*K, d] and b [G*K].
     routes: codes [n, d] where there is a decoder, else logits [n, G, K].
+    router: the parameters of the amortised router by name, if one was trained (see :mod:`polyprag.router`).
     """
 
     modules: tuple[ModuleShape, ...]
@@ -145,6 +155,7 @@ class Encoding:
     decoder: tuple[NDArray[np.float32], NDArray[np.float32]] | None
     routes: NDArray[np.float32]
     settings: TrainSettings
+    router: dict[str, NDArray[np.float32]] | None = field(repr=False, default=None)
     losses: tuple[float, ...] = field(repr=False, default=())
 
 
@@ -155,6 +166,7 @@ def train(
     settings: TrainSettings = TrainSettings(),
     *,
     frozen: Encoding | None = None,
+    features: NDArray[np.float32] | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] = lambda p: None,
 ) -> Encoding:
@@ -163,7 +175,8 @@ def train(
     Args:
         documents: how many documents the samples speak of (rows 0 to documents - 1).
         frozen: experts and decoder that stay as they are; its ``routes`` [any number, ...] are those of the
-            documents that the store has: new ones start at their mean.
+            documents that the store has: new ones start at their mean, or where its router puts them.
+        features: [documents, f], what an amortised router reads of them; needed if ``settings.router``.
         checkpoint: a file to save to now and then, on Ctrl-C and at the end of training, and to resume from.
         progress: called after every step.
 
@@ -178,7 +191,9 @@ def train(
             raise InvalidInput(f"a sample speaks of document {sample.document}, but there are {documents}")
         if len(sample.ids) <= max(sample.loss_from, 1):
             raise InvalidInput(f"a sample of document {sample.document} has no token to learn: {sample}")
-    run = _Run(base, samples, documents, settings, frozen, checkpoint)
+    if settings.router and (features is None or len(features) != documents):
+        raise InvalidInput("a router needs the features of every document: give text_features of their texts")
+    run = _Run(base, samples, documents, settings, frozen, features, checkpoint)
     try:
         if checkpoint is not None and checkpoint.exists():
             run.load(checkpoint)
@@ -229,10 +244,12 @@ class _Run:
         documents: int,
         settings: TrainSettings,
         frozen: Encoding | None,
+        features: NDArray[np.float32] | None,
         checkpoint: Path | None,
     ) -> None:
         self.base, self.samples, self.documents = base, samples, documents
         self.settings, self.frozen, self.checkpoint = settings, frozen, checkpoint
+        self.features = features if settings.router else None
         self.world = World.current()
         self.phi = Phi(settings.phi, settings.top_k)
         self.key = _key(base, samples, documents, settings, frozen)
@@ -252,6 +269,7 @@ class _Run:
             )
             try:
                 self.decoder = self._new_decoder()
+                self.router = self._new_router()
                 self.rows = self._new_rows()
                 self.shared, self.optimiser = self._new_optimiser()
             except BaseException:
@@ -270,10 +288,23 @@ class _Run:
                     decoder.b.copy_(torch.from_numpy(np.array(frozen.decoder[1])))
         return None if decoder is None else decoder.to(self.base.device)
 
+    def _new_router(self) -> Router | None:
+        if self.features is None:
+            return None
+        if self.frozen is None:
+            router = Router(self.features.shape[1], self.settings.code_dim)
+        elif self.frozen.router is not None:
+            router = Router.of(self.frozen.router)
+        else:
+            raise InvalidInput("router: the experts were trained without one; use their settings")
+        return router.to(self.base.device)
+
     def _new_rows(self) -> Rows:
         s = self.settings
         width = s.code_dim if s.routing == "code" else self.routed.groups * s.experts
-        if self.frozen is not None:
+        if self.router is not None:
+            start = Start("value", value=np.zeros(width, dtype=np.float32))
+        elif self.frozen is not None:
             old = self.frozen.routes.reshape(len(self.frozen.routes), width)
             start = Start("value", value=old.mean(axis=0) if len(old) else np.zeros(width, dtype=np.float32))
         elif s.routing == "code":
@@ -301,6 +332,8 @@ class _Run:
         groups: list[dict[str, Any]] = [{"params": self.routed.parameters(), "lr": s.expert_lr}]
         if self.decoder is not None:
             groups.append({"params": list(self.decoder.parameters()), "lr": s.decoder_lr})
+        if self.router is not None:
+            groups.append({"params": list(self.router.parameters()), "lr": s.router_lr})
         shared = [parameter for group in groups for parameter in group["params"]]
         if self.frozen is not None:
             for parameter in shared:
@@ -319,7 +352,7 @@ class _Run:
         if isinstance(self.rows, FileRows):
             self.world.sum([rows])  # each process has some
         rows = rows.to(self.base.device).requires_grad_()
-        value = self._backward(batch, rows, mixing)
+        value = self._backward(batch, documents, rows, mixing)
         gradients = [p.grad for p in (*self.shared, rows) if p.grad is not None]
         self.world.sum(gradients)
         if finite := self.scale.undo(gradients):
@@ -352,7 +385,9 @@ class _Run:
             parts[row, np.searchsorted(documents, mix)] = 1.0 / len(mix)
         return documents, parts.to(self.base.device)
 
-    def _backward(self, batch: Sequence[int], rows: Tensor, mixing: Tensor) -> float:
+    def _backward(
+        self, batch: Sequence[int], documents: NDArray[np.int64], rows: Tensor, mixing: Tensor
+    ) -> float:
         """Gradients of the batch's loss from this process's part of it; returns the loss of all of it."""
         for parameter in self.shared:
             parameter.grad = None
@@ -367,7 +402,9 @@ class _Run:
             pad = int(self.base.tokenizer.pad_token_id)
             tensors = collate([self.samples[batch[i]] for i in places], pad)
             ids, mask, targets = (t.to(self.base.device) for t in tensors)
-            w = torch.einsum("bn,ngk->bgk", mixing[list(places)], self.phi(self._logits(rows)))
+            w = torch.einsum(
+                "bn,ngk->bgk", mixing[list(places)], self.phi(self._logits(self._codes(documents, rows)))
+            )
             with self.routed.route(w):
                 logits = self.base.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             loss = nn.functional.cross_entropy(
@@ -386,6 +423,17 @@ class _Run:
                 f"lower expert_lr ({self.settings.expert_lr}) or use dtype fp32"
             )
         return value
+
+    def _codes(self, documents: NDArray[np.int64], rows: Tensor) -> Tensor:
+        """The rows themselves, or what the router makes of the documents and the rows add to it."""
+        if self.router is None or self.features is None:
+            return rows
+        read = torch.from_numpy(np.asarray(self.features[documents])).to(self.base.device)
+        alone = 0.0 if self.frozen is not None else self.settings.router_alone
+        draw = np.random.default_rng((self.settings.seed, self.step))
+        added = torch.from_numpy(draw.random((len(documents), 1)) >= alone).to(rows)
+        codes: Tensor = self.router(read) + added * rows
+        return codes
 
     def _logits(self, rows: Tensor) -> Tensor:
         """z [n, G, K] of rows [n, width]."""
@@ -422,6 +470,7 @@ class _Run:
             decoder=decoder,
             routes=self._routes(),
             settings=self.settings,
+            router=None if self.router is None else self.router.arrays(),
             losses=tuple(self.losses),
         )
 
@@ -430,17 +479,22 @@ class _Run:
         s = self.settings
         shape = (s.code_dim,) if s.routing == "code" else (self.routed.groups, s.experts)
         if isinstance(self.rows, MemoryRows) or self.checkpoint is None:
-            return next(self.rows.blocks())[1].reshape(-1, *shape)
+            return self._finished(*next(self.rows.blocks())).reshape(-1, *shape)
         path = _rows_folder(self.checkpoint) / "routes.npy"
         if self.world.first:
             np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=(self.documents, *shape))
         self.world.wait()
         whole = np.lib.format.open_memmap(path, "r+")
         for numbers, block in self.rows.blocks():
-            whole[numbers] = block.reshape(-1, *shape)
+            whole[numbers] = self._finished(numbers, block).reshape(-1, *shape)
         whole.flush()
         self.world.wait()
         return np.lib.format.open_memmap(path, "r")
+
+    def _finished(self, numbers: NDArray[np.int64], rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.router is None or self.features is None:
+            return rows
+        return rows + self.router.codes(np.asarray(self.features[numbers]))
 
     def save(self, path: Path) -> None:
         """Save a checkpoint; all processes together."""
@@ -451,6 +505,7 @@ class _Run:
             "scale": self.scale.state(),
             "experts": self.routed.experts() if self.frozen is None else {},
             "decoder": self.decoder.state_dict() if self.decoder is not None else {},
+            "router": self.router.state_dict() if self.router is not None else {},
             "optimiser": self.optimiser.state_dict() if self.optimiser is not None else {},
             "rows": self.rows.save(self.step),
         }
@@ -471,6 +526,8 @@ class _Run:
             self.routed.load_experts(state["experts"])
         if self.decoder is not None:
             self.decoder.load_state_dict(state["decoder"])
+        if self.router is not None:
+            self.router.load_state_dict(state["router"])
         if self.optimiser is not None:
             self.optimiser.load_state_dict(state["optimiser"])
         self.scale.load(state["scale"])
