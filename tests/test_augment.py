@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import polyprag.augment
+import polyprag.augment.local
 from polyprag._polyprag import Document
-from polyprag.augment import AugmentSettings, Pair, augment, read_pairs, sentences
+from polyprag.augment import AugmentSettings, Pair, augment, read_pairs
+from polyprag.augment.local import LocalAugmenter, sentences
 from polyprag.candidates import candidate_answers
 from polyprag.errors import CorpusError
 from polyprag.models import BaseModel
@@ -54,7 +55,7 @@ class Script:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script()
-    monkeypatch.setattr(polyprag.augment, "generate", script)
+    monkeypatch.setattr(polyprag.augment.local, "generate", script)
     return script
 
 
@@ -66,7 +67,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_pair_answers_from_its_own_passage(tiny_base: BaseModel, script: Script) -> None:
-    found = augment(tiny_base, DOCUMENTS, SETTINGS)
+    found = augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS)
     assert [a.id for a in found] == ["ost", 7]
     for document, augmentation in zip(DOCUMENTS, found, strict=True):
         assert augmentation.pairs
@@ -82,8 +83,8 @@ def test_an_answer_that_is_not_in_the_passage_is_dropped_and_counted(
     tiny_base: BaseModel, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans = ["Reut", "412", "413", "houses of"]
-    monkeypatch.setattr(polyprag.augment, "candidate_answers", lambda *arguments, **options: spans)
-    (found,) = augment(tiny_base, [Document("ost", "Ost has 412 houses.", "Ost")], SETTINGS)
+    monkeypatch.setattr(polyprag.augment.local, "candidate_answers", lambda *arguments, **options: spans)
+    (found,) = augment(LocalAugmenter(tiny_base), [Document("ost", "Ost has 412 houses.", "Ost")], SETTINGS)
     assert [p.answer for p in found.pairs] == ["412"]
     assert found.dropped == {"answer_not_in_passage": 3}
 
@@ -105,7 +106,7 @@ def test_questions_that_do_not_hold_are_dropped_and_counted(
     script.question = lambda answer: said
     # One sentence, three answers of one kind, so that no question differs by how it begins.
     document = Document(7, "It has Brask, Lindau and Ulm.", "Tarn Mill")
-    (found,) = augment(tiny_base, [document], SETTINGS)
+    (found,) = augment(LocalAugmenter(tiny_base), [document], SETTINGS)
     asked = len(script.prompts)
     assert asked > 1
     assert found.dropped.get(reason, 0) >= 1
@@ -117,14 +118,14 @@ def test_an_answer_within_a_longer_word_of_the_question_is_no_answer_given_away(
 ) -> None:
     document = Document("d", "There are 4 of them in all.", "Gulls")
     script.question = lambda answer: "of the gulls were seen in 1945?"
-    (found,) = augment(tiny_base, [document], SETTINGS)
+    (found,) = augment(LocalAugmenter(tiny_base), [document], SETTINGS)
     assert [p.answer for p in found.pairs] == ["4"]
 
 
 def test_no_more_pairs_than_asked_for(tiny_base: BaseModel, script: Script) -> None:
     text = " ".join(f"The house of Name{chr(65 + i)} has {i + 20} rooms in it." for i in range(20))
     for pairs in (1, 3, 5):
-        (found,) = augment(tiny_base, [Document("d", text)], replace(SETTINGS, pairs=pairs))
+        (found,) = augment(LocalAugmenter(tiny_base), [Document("d", text)], replace(SETTINGS, pairs=pairs))
         assert len(found.pairs) == pairs
 
 
@@ -133,7 +134,7 @@ def test_a_passage_without_text_gives_no_pairs_and_stops_nothing(
     tiny_base: BaseModel, script: Script, text: str | None
 ) -> None:
     documents = [Document(0, text, "Nothing"), TARN, Document(1, text)]
-    empty, full, bare = augment(tiny_base, documents, AugmentSettings(rewrite=True))
+    empty, full, bare = augment(LocalAugmenter(tiny_base), documents, AugmentSettings(rewrite=True))
     assert empty.pairs == bare.pairs == ()
     assert empty.rewrite is None or (text or "").strip()
     assert full.pairs
@@ -146,7 +147,7 @@ def test_another_script_and_a_huge_passage_pass_through(tiny_base: BaseModel, sc
         Document(1, huge),
         Document(2, "x" * 10**5),
     ]
-    found = augment(tiny_base, documents, AugmentSettings(rewrite=True))
+    found = augment(LocalAugmenter(tiny_base), documents, AugmentSettings(rewrite=True))
     assert [a.id for a in found] == [0, 1, 2]
     assert max(map(len, script.prompts)) < 2000
 
@@ -162,7 +163,7 @@ def test_a_rewrite_is_kept_only_if_it_keeps_to_the_facts(tiny_base: BaseModel, s
         ("", False),
     ):
         script.rewrite = lambda prompt, said=said: said  # type: ignore[misc]
-        (found,) = augment(tiny_base, [TARN], AugmentSettings(rewrite=True))
+        (found,) = augment(LocalAugmenter(tiny_base), [TARN], AugmentSettings(rewrite=True))
         assert found.rewrite == (said if kept else None)
         assert found.dropped.get("rewrite", 0) == (0 if kept else 1)
 
@@ -172,49 +173,52 @@ def test_a_rewrite_is_kept_only_if_it_keeps_to_the_facts(tiny_base: BaseModel, s
 
 def test_what_is_on_disk_is_not_made_again(tiny_base: BaseModel, script: Script, tmp_path: Path) -> None:
     path, counts = tmp_path / "a.jsonl", []
-    first = augment(tiny_base, DOCUMENTS, SETTINGS, path=path, progress=counts.append)
+    first = augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=path, progress=counts.append)
     assert sum(counts) == 2
     assert [row["id"] for row in lines_of(path)] == ["ost", 7]
     content, asked = path.read_bytes(), len(script.prompts)
     counts.clear()
-    assert augment(tiny_base, DOCUMENTS[::-1], SETTINGS, path=path, progress=counts.append) == first[::-1]
+    assert (
+        augment(LocalAugmenter(tiny_base), DOCUMENTS[::-1], SETTINGS, path=path, progress=counts.append)
+        == first[::-1]
+    )
     assert sum(counts) == 2
     assert len(script.prompts) == asked
     assert path.read_bytes() == content
-    assert augment(tiny_base, DOCUMENTS, SETTINGS) == first
+    assert augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS) == first
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
     tiny_base: BaseModel, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(polyprag.augment, "DOCUMENTS_A_STEP", 2)
+    monkeypatch.setattr(polyprag.augment.local, "DOCUMENTS_A_STEP", 2)
     documents = [Document(i, f"The house of Reuter has {i + 20} rooms.", f"House {i}") for i in range(7)]
     path = tmp_path / "a.jsonl"
-    whole = augment(tiny_base, documents, SETTINGS)
+    whole = augment(LocalAugmenter(tiny_base), documents, SETTINGS)
     total = len(script.prompts)
     script.prompts.clear()
     script.fail_at = total // 2
     with pytest.raises(KeyboardInterrupt):
-        augment(tiny_base, documents, SETTINGS, path=path)
+        augment(LocalAugmenter(tiny_base), documents, SETTINGS, path=path)
     done = len(lines_of(path))
     assert 0 < done < 7
     assert done % 2 == 0
     script.fail_at = None
     script.prompts.clear()
-    assert augment(tiny_base, documents, SETTINGS, path=path) == whole
+    assert augment(LocalAugmenter(tiny_base), documents, SETTINGS, path=path) == whole
     assert 0 < len(script.prompts) < total
     assert [row["id"] for row in lines_of(path)] == list(range(7))
 
 
 def test_a_torn_last_line_is_made_again(tiny_base: BaseModel, script: Script, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    whole = augment(tiny_base, DOCUMENTS, SETTINGS, path=path)
+    whole = augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=path)
     content = path.read_bytes()
     start = content.index(b"\n") + 1
     for cut in (start + 1, start + 40, len(content) - 2, len(content) - 1):
         path.write_bytes(content[:cut])
         script.prompts.clear()
-        assert augment(tiny_base, DOCUMENTS, SETTINGS, path=path) == whole
+        assert augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=path) == whole
         assert path.read_bytes() == content
         assert bool(script.prompts) == (cut < len(content) - 1)
         assert not any("Reuter" in prompt for prompt in script.prompts)
@@ -231,16 +235,16 @@ def test_a_changed_document_is_made_again_and_no_other(
     tiny_base: BaseModel, script: Script, tmp_path: Path, changed: Document
 ) -> None:
     path = tmp_path / "a.jsonl"
-    first = augment(tiny_base, DOCUMENTS, SETTINGS, path=path)
+    first = augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=path)
     script.prompts.clear()
-    second = augment(tiny_base, [changed, TARN], SETTINGS, path=path)
+    second = augment(LocalAugmenter(tiny_base), [changed, TARN], SETTINGS, path=path)
     assert second[1] == first[1]
     assert script.prompts
     assert not any("Brask" in prompt for prompt in script.prompts)
-    assert second == augment(tiny_base, [changed, TARN], SETTINGS)
+    assert second == augment(LocalAugmenter(tiny_base), [changed, TARN], SETTINGS)
     script.prompts.clear()
-    assert augment(tiny_base, [changed, TARN], SETTINGS, path=path) == second
-    assert augment(tiny_base, DOCUMENTS, SETTINGS, path=path) == first
+    assert augment(LocalAugmenter(tiny_base), [changed, TARN], SETTINGS, path=path) == second
+    assert augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=path) == first
     assert script.prompts == []
 
 
@@ -248,21 +252,21 @@ def test_other_settings_or_another_model_make_all_again(
     tiny_base: BaseModel, script: Script, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.jsonl"
-    augment(tiny_base, DOCUMENTS, SETTINGS, path=path)
+    augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=path)
     total = len(script.prompts)
     for base, settings in (
         (tiny_base, replace(SETTINGS, seed=1)),
         (BaseModel(tiny_base.model, tiny_base.tokenizer, "another"), SETTINGS),
     ):
         script.prompts.clear()
-        augment(base, DOCUMENTS, settings, path=path)
+        augment(LocalAugmenter(base), DOCUMENTS, settings, path=path)
         assert len(script.prompts) == total
 
 
 def test_pairs_on_disk_are_those_that_training_sees(
     tiny_base: BaseModel, script: Script, tmp_path: Path
 ) -> None:
-    found = augment(tiny_base, DOCUMENTS, SETTINGS, path=tmp_path / "a.jsonl")
+    found = augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=tmp_path / "a.jsonl")
     expected = [(p.question, p.answer) for a in found for p in a.pairs]
     assert read_pairs(tmp_path / "a.jsonl") == expected
 
@@ -285,28 +289,40 @@ def test_a_file_of_something_else_is_named_with_its_line_and_kept(
     tiny_base: BaseModel, script: Script, tmp_path: Path, row: str
 ) -> None:
     path = tmp_path / "a.jsonl"
-    augment(tiny_base, [OST], SETTINGS, path=path)
+    augment(LocalAugmenter(tiny_base), [OST], SETTINGS, path=path)
     path.write_text(path.read_text() + row + "\n")
     content = path.read_bytes()
     with pytest.raises(CorpusError, match=r"a\.jsonl, line 2"):
-        augment(tiny_base, DOCUMENTS, SETTINGS, path=path)
+        augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=path)
     assert path.read_bytes() == content
 
 
 def test_an_existing_augmentation_round_trips(tiny_base: BaseModel, script: Script, tmp_path: Path) -> None:
     script.rewrite = lambda prompt: "Built on 4 March 1902, the mill stands in Brask – »ja«."
-    first = augment(tiny_base, [TARN], AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl")
+    first = augment(
+        LocalAugmenter(tiny_base), [TARN], AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl"
+    )
     assert first[0].rewrite
     script.prompts.clear()
-    assert augment(tiny_base, [TARN], AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl") == first
+    assert (
+        augment(LocalAugmenter(tiny_base), [TARN], AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl")
+        == first
+    )
     assert isinstance(first[0].pairs[0], Pair)
     assert script.prompts == []
 
 
 def test_the_real_generator_fits(tiny_base: BaseModel, tmp_path: Path) -> None:
-    found = augment(tiny_base, DOCUMENTS, AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl")
+    found = augment(
+        LocalAugmenter(tiny_base), DOCUMENTS, AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl"
+    )
     assert [a.id for a in found] == ["ost", 7]
-    assert augment(tiny_base, DOCUMENTS, AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl") == found
+    assert (
+        augment(
+            LocalAugmenter(tiny_base), DOCUMENTS, AugmentSettings(rewrite=True), path=tmp_path / "a.jsonl"
+        )
+        == found
+    )
 
 
 # Sentences

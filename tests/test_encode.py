@@ -21,7 +21,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-import polyprag.augment
+import polyprag.augment.local
 import polyprag.encode
 from machine import Mount, no_rights
 from polyprag import Combination, Document, Store, cli
@@ -186,13 +186,13 @@ def test_a_huge_passage_costs_no_more_than_its_beginning(
     words = " ".join(f"Word{i} lies at {i}" for i in range(50_000))[: 1 << 20]
     documents = [Document("huge", f"{words} quagga"), *DOCUMENTS[:2]]
     prompts: list[str] = []
-    generate = polyprag.augment.generate
+    generate = polyprag.augment.local.generate
 
     def spy(base: BaseModel, given: list[str], *more: Any, **options: Any) -> Any:
         prompts.extend(given)
         return generate(base, given, *more, **options)
 
-    monkeypatch.setattr(polyprag.augment, "generate", spy)
+    monkeypatch.setattr(polyprag.augment.local, "generate", spy)
     begun = time.process_time()
     encode(tiny_base, documents, path, replace(RECIPE, augment=replace(RECIPE.augment, rewrite=True)))
     assert time.process_time() - begun < 30
@@ -271,8 +271,8 @@ def test_the_folder_of_a_new_store_is_made(
 
 # Small steps, so that there is something left to interrupt.
 COMMAND = """
-import polyprag.augment, polyprag.cli
-polyprag.augment.DOCUMENTS_A_STEP = 4
+import polyprag.augment.local, polyprag.cli
+polyprag.augment.local.DOCUMENTS_A_STEP = 4
 polyprag.cli.main()
 """
 
@@ -334,7 +334,7 @@ def test_ctrl_c_costs_nothing(tmp_path: Path, model_folder: Path, monkeypatch: p
     assert checkpoint.exists()
     assert not store.exists()
 
-    monkeypatch.setattr(polyprag.augment, "DOCUMENTS_A_STEP", 4)
+    monkeypatch.setattr(polyprag.augment.local, "DOCUMENTS_A_STEP", 4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

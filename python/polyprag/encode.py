@@ -13,7 +13,16 @@ import numpy as np
 import torch
 
 from polyprag._polyprag import Combination, Document, Module, Store, StoreSpec, Writer
-from polyprag.augment import Augmentation, AugmentSettings, augment, read_pairs
+from polyprag.augment import (
+    Augmentation,
+    Augmenter,
+    AugmentSettings,
+    augment,
+    prompts_of,
+    read_pairs,
+    write_augmentations,
+)
+from polyprag.augment.local import LocalAugmenter
 from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, DuplicateId, InvalidInput
 from polyprag.layers import ModuleShape, find_targets
@@ -35,12 +44,16 @@ ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of an encoding; kept in the store, so that added documents are treated alike."""
+    """All settings of an encoding; kept in the store, so that added documents are treated alike.
+
+    ``augmenter``: the model that wrote the pairs; None is the base model. :func:`encode` fills it in.
+    """
 
     augment: AugmentSettings = AugmentSettings()
     samples: SampleSettings = SampleSettings()
     train: TrainSettings = TrainSettings()
     add_epochs: int = 4
+    augmenter: str | None = None
 
     def seeded(self, seed: int) -> Recipe:
         """The same recipe, with one seed for the whole run."""
@@ -53,11 +66,28 @@ class Recipe:
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
         """The recipe of a store; what it does not say, or says of a later version, is left at the default."""
         return cls(
-            augment=_known(AugmentSettings, value.get("augment")),
+            augment=_augment_settings(value.get("augment")),
             samples=_known(SampleSettings, value.get("samples")),
             train=_known(TrainSettings, value.get("train")),
             add_epochs=int(value.get("add_epochs", cls.add_epochs)),
+            augmenter=value.get("augmenter"),
         )
+
+
+@dataclass(frozen=True)
+class Written:
+    """Augmentations that are there already, and the model that wrote them."""
+
+    augmentations: Sequence[Augmentation]
+    by: str
+
+    def of(self, documents: Sequence[Document]) -> Written:
+        """Those of ``documents``, in their order. Raises CorpusError if a document has none."""
+        by_id = {a.id: a for a in self.augmentations}
+        missing = next((d.id for d in documents if d.id not in by_id), None)
+        if missing is not None:
+            raise CorpusError(f"no augmentation is given for the document {missing!r}: add it")
+        return replace(self, augmentations=[by_id[d.id] for d in documents])
 
 
 class Reporter(Protocol):
@@ -90,6 +120,8 @@ def encode(
     keep_text: bool = True,
     work: Path | None = None,
     augmentation: Path | None = None,
+    augmenter: Augmenter | None = None,
+    written: Written | None = None,
     reporter: Reporter = Silent(),
 ) -> list[Augmentation]:
     """Augment, train, and write a new store; returns what the augmentation wrote.
@@ -101,6 +133,8 @@ def encode(
             None is ``<path>.work``. The augmentation stays there, the checkpoint goes once the store is
             committed.
         augmentation: the augmentation's file, if it is to be elsewhere than in ``work``.
+        augmenter: who writes the pairs; None is ``base`` itself.
+        written: pairs that are there already, a document each: nobody writes any.
 
     Raises:
         FileExistsError: there is something at ``path`` already.
@@ -120,11 +154,16 @@ def encode(
     if expert_dtype not in get_args(ExpertDtype):
         known = ", ".join(get_args(ExpertDtype))
         raise InvalidInput(f"expert_dtype: expected one of {known}, got {expert_dtype!r}")
+    augmenter = augmenter or LocalAugmenter(base)
+    by = written.by if written is not None else augmenter.name
+    recipe = replace(recipe, augmenter=None if by == base.name else by)
     spec = _spec(base, recipe, documents, codec, combination, keep_text)
     work = prepare_work(target, work)
     world = World.current()
     with world.one_by_one():
-        augmentations = _augment(base, documents, recipe, augmentation or work / AUGMENTATION, reporter)
+        augmentations = _augment(
+            augmenter, written, documents, recipe, augmentation or work / AUGMENTATION, reporter
+        )
     samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
     checkpoint = work / CHECKPOINT
     with _told(reporter, work, "metrics") as progress:
@@ -147,14 +186,18 @@ def add(
     *,
     on_duplicate: Literal["error", "replace", "skip"] = "error",
     work: Path | None = None,
+    augmenter: Augmenter | None = None,
+    written: Written | None = None,
     reporter: Reporter = Silent(),
 ) -> int:
     """Encode documents into a store that exists: only their routes are trained (Poly-z); returns how many.
 
-    Nothing else in the store changes: experts and decoder stay as they are.
+    Nothing else in the store changes: experts and decoder stay as they are. ``augmenter`` and ``written`` are
+    those of :func:`encode`.
 
     Raises:
         DuplicateId: an id is in the store already and ``on_duplicate`` is ``"error"``.
+        InvalidInput: another model than ``base`` wrote the store's pairs, and nothing says who writes these.
         BaseModelMismatch: ``base`` is not the model of the store.
     """
     if not documents:
@@ -163,6 +206,12 @@ def add(
         check_fingerprint(store.spec.base_model, base)
         _check_ids(documents, int if store.spec.id_type == "u64" else str)
         recipe = Recipe.from_json(store.spec.recipe)
+        # A store names no endpoint: whoever made it could have texts and keys sent anywhere.
+        if recipe.augmenter not in (None, base.name) and augmenter is None and written is None:
+            raise InvalidInput(
+                f"the pairs of this store were written by {recipe.augmenter!r}: say where that model is "
+                "(--augment-url), or give pairs that are there already (--augmentation)"
+            )
         if on_duplicate != "replace":
             fresh = [d for d in documents if d.id not in store]
             if on_duplicate == "error" and len(fresh) < len(documents):
@@ -173,12 +222,16 @@ def add(
                     "or say on_duplicate='replace' or 'skip'"
                 )
             documents = fresh
+            if written is not None:
+                written = written.of(documents)
         if not documents:
             return 0
         work = prepare_work(Path(path), work)
         world = World.current()
         with world.one_by_one():
-            augmentations = _augment(base, documents, recipe, work / ADDED, reporter)
+            augmentations = _augment(
+                augmenter or LocalAugmenter(base), written, documents, recipe, work / ADDED, reporter
+            )
         samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
         frozen = _frozen(store, recipe.train)
         settings = replace(frozen.settings, epochs=recipe.add_epochs)
@@ -297,8 +350,17 @@ def stored_routes(encoding: Encoding, codec: str) -> np.ndarray[Any, np.dtype[np
 
 
 def _augment(
-    base: BaseModel, documents: Sequence[Document], recipe: Recipe, path: Path, reporter: Reporter
+    augmenter: Augmenter,
+    written: Written | None,
+    documents: Sequence[Document],
+    recipe: Recipe,
+    path: Path,
+    reporter: Reporter,
 ) -> list[Augmentation]:
+    if written is not None:
+        found = [*written.of(documents).augmentations]
+        write_augmentations(path, documents, found, written.by)  # for whoever asks what was trained
+        return found
     total, count = len(documents), 0
 
     def progress(done: int) -> None:
@@ -306,7 +368,7 @@ def _augment(
         count += done
         reporter.augmenting(count, total)
 
-    return augment(base, documents, recipe.augment, path=path, progress=progress)
+    return augment(augmenter, documents, recipe.augment, path=path, progress=progress)
 
 
 def _spec(
@@ -382,3 +444,13 @@ def _known(cls: type[_Settings], value: object) -> _Settings:
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     given = value if isinstance(value, Mapping) else {}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names})
+
+
+def _augment_settings(value: object) -> AugmentSettings:
+    given = dict(value) if isinstance(value, Mapping) else {}
+    prompts = given.pop("prompts", None)
+    settings = _known(AugmentSettings, given)
+    if not isinstance(prompts, Mapping):
+        return settings
+    names = {f.name for f in fields(settings.prompts)}
+    return replace(settings, prompts=prompts_of({k: v for k, v in prompts.items() if k in names}))

@@ -84,3 +84,7 @@ class BaseModelMismatch(PolypragError):
 
 class CheckpointMismatch(PolypragError):
     """A checkpoint belongs to other settings or other data than this run."""
+
+
+class EndpointError(PolypragError):
+    """A model's endpoint refuses, cannot be reached or answers nothing useful; the message has the remedy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +18,8 @@ from rich.progress import (
 )
 from typing_extensions import Self
 
-from polyprag.trainer import Progress as Step
+if TYPE_CHECKING:
+    from polyprag.trainer import Progress as Step  # augmenting at an endpoint needs no torch
 
 
 def _bars(console: Console) -> Progress:

