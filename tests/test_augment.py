@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,21 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert augment(LocalAugmenter(tiny_base), documents, SETTINGS, path=path) == whole
     assert 0 < len(script.prompts) < total
     assert [row["id"] for row in lines_of(path)] == list(range(7))
+
+
+def test_ctrl_c_while_it_is_written_loses_nothing(
+    tiny_base: BaseModel, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def press(file: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", press)
+    with pytest.raises(KeyboardInterrupt):
+        augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=tmp_path / "a.jsonl")
+    assert [row["id"] for row in lines_of(tmp_path / "a.jsonl")] == ["ost", 7]
 
 
 def test_a_torn_last_line_is_made_again(tiny_base: BaseModel, script: Script, tmp_path: Path) -> None:

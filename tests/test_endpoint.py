@@ -485,6 +485,7 @@ def test_what_is_on_disk_is_not_asked_for_again(tmp_path: Path) -> None:
         assert augment(quick(server), DOCUMENTS, SETTINGS, path=path)[:5] == first
         assert len(server.asked) == 12, "to the document"
         content = path.read_bytes()
+        assert len(ids(path)) == 12
         augment(quick(server, concurrency=1, retries=0), DOCUMENTS, SETTINGS, path=path)
         assert len(server.asked) == 12, "how it is asked makes no other pairs"
         assert path.read_bytes() == content
@@ -540,7 +541,7 @@ def test_ctrl_c_leaves_what_was_written(tmp_path: Path) -> None:
         assert code == 130, err
         assert "the same command goes on from there" in err
         assert "Traceback" not in err
-        assert sorted(ids(path)) == [f"d{i}" for i in range(6)]
+        assert set(ids(path)) == {f"d{i}" for i in range(6)}
         server.answer, asked = good, len(server.asked)
         done = subprocess.run(
             [sys.executable, "-c", program, *command],

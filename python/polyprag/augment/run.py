@@ -53,7 +53,7 @@ def augment(
         with closing(augmenter.write(documents, todo, settings)) as results:
             for batch in results:
                 if path is not None:
-                    append_lines(path, [_row(r, augmenter.name, contents[r.id], made) for r in batch])
+                    _append(path, [_row(r, augmenter.name, contents[r.id], made) for r in batch])
                 done.update((r.id, r) for r in batch)
                 progress(len(batch))
     return [done[d.id] for d in documents]
@@ -152,6 +152,15 @@ class _Line:
     by: str
     content: str | None
     made: str | None
+
+
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        append_lines(path, rows)
+    except KeyboardInterrupt:
+        # An append that is broken off leaves nothing, and these may have been paid for. Twice does no harm.
+        append_lines(path, rows)
+        raise
 
 
 def _row(augmentation: Augmentation, by: str, content: str, made: str) -> dict[str, Any]:
