@@ -37,7 +37,10 @@ AUGMENTATION = "augmentation.jsonl"
 ADDED = "added.jsonl"
 CHECKPOINT = "checkpoint.pt"
 
-_BLOCK = 65_536  # documents that are written at a time
+OWN_EXPERT = "sparse(1)"  # the codec of a store of one LoRA a document: the number of its expert
+
+_OF_LOGITS = ["f32", "f16", "q8", "q4", "q2", "q1", "sparse(k)"]
+_BLOCK = 4_096  # documents that are written at a time
 
 ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 
@@ -206,6 +209,10 @@ def add(
         check_fingerprint(store.spec.base_model, base)
         _check_ids(documents, int if store.spec.id_type == "u64" else str)
         recipe = Recipe.from_json(store.spec.recipe)
+        if recipe.train.routing == "lora":
+            raise InvalidInput(
+                f"{store.path} has one LoRA a document: nothing is shared that a new one could use; encode anew"
+            )
         # A store names no endpoint: whoever made it could have texts and keys sent anywhere.
         if recipe.augmenter not in (None, base.name) and augmenter is None and written is None:
             raise InvalidInput(
@@ -336,6 +343,10 @@ def _check_ids(documents: Sequence[Document], kind: type) -> None:
 
 def stored_routes(encoding: Encoding, codec: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The routes as ``codec`` takes them: codes [n, d], or logits or weights [n, G, K]."""
+    if encoding.settings.routing == "lora":
+        experts = next(iter(encoding.experts.values())).shape[0]
+        own = encoding.routes.astype(np.int64)
+        return np.eye(experts, dtype=np.float32)[own][:, np.newaxis]
     if codec.startswith("code"):
         return encoding.routes
     z = encoding.routes
@@ -380,18 +391,23 @@ def _spec(
     keep_text: bool,
 ) -> StoreSpec:
     s = recipe.train
-    codes = [f"code({s.code_dim})", f"code({s.code_dim},int4)"] if s.routing == "code" else []
-    codec = codec or (codes[0] if codes else "q8")
-    if codec.startswith("code") and codec not in codes:
-        made = f"codes of {s.code_dim} numbers" if codes else "a table"
-        fit = ", ".join([*codes, "f32, f16, q8, q4, q2, q1 or sparse(k)"])
-        raise InvalidInput(f"codec {codec}: the routes are trained as {made}; use {fit}")
+    fit = {
+        "code": [f"code({s.code_dim})", f"code({s.code_dim},int4)", *_OF_LOGITS],
+        "table": _OF_LOGITS,
+        "lora": [OWN_EXPERT],
+    }[s.routing]
+    codec = codec or {"code": fit[0], "table": "q8", "lora": OWN_EXPERT}[s.routing]
+    if codec not in fit and (s.routing == "lora" or codec.startswith("code")):
+        made = {"code": f"codes of {s.code_dim} numbers", "table": "a table", "lora": "one LoRA a document"}
+        raise InvalidInput(
+            f"codec {codec}: the routes are trained as {made[s.routing]}; use {' or '.join(fit)}"
+        )
+    targets = find_targets(base.model, s.targets)
+    if s.routing == "lora":
+        targets = [replace(m, group=0) for m in targets]
     return StoreSpec(
-        modules=[
-            Module(m.name, m.in_features, m.out_features, m.group)
-            for m in find_targets(base.model, s.targets)
-        ],
-        experts=s.experts,
+        modules=[Module(m.name, m.in_features, m.out_features, m.group) for m in targets],
+        experts=len(documents) if s.routing == "lora" else s.experts,
         rank=s.rank,
         alpha=s.alpha,
         codec=codec,

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from polyprag.batches import Order, collate, learnt
 from polyprag.errors import CheckpointMismatch, InvalidInput
-from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape, RoutedModel
+from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape, RoutedModel, find_targets
+from polyprag.lora import Slots
 from polyprag.models import BaseModel, fingerprint
 from polyprag.router import Router
 from polyprag.routing import Phi, PhiKind, RouteDecoder
@@ -37,8 +38,10 @@ from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, Start, rec
 from polyprag.samples import Sample
 from polyprag.world import World
 
+Routing: TypeAlias = Literal["code", "table", "lora"]
 Schedule: TypeAlias = Literal["linear", "cosine", "constant"]
 
+_RATES = ("expert_lr", "decoder_lr", "code_lr", "table_lr", "lora_lr", "router_lr")
 ROWS_IN_MEMORY = 1 << 30  # bytes
 
 
@@ -46,6 +49,9 @@ ROWS_IN_MEMORY = 1 << 30  # bytes
 class TrainSettings:
     """The recipe.
 
+    ``routing``: what a document is: a ``code`` from which its routing logits are decoded, its logits in a
+    ``table`` (as in the paper), or a ``lora`` of its own (PRAG's way: nothing is shared, and ``experts``
+    counts for nothing).
     ``alpha`` / ``rank`` scales the experts; ``table_lr`` is for z, ``code_lr`` for c, which move only in the
     steps that meet their document (see :mod:`polyprag.rows`).
     ``batch_size``: samples a step, over all processes; a step works them off in ``accumulation`` parts.
@@ -60,7 +66,7 @@ class TrainSettings:
     checkpoint where they would take more than 1 GiB.
     """
 
-    routing: Literal["code", "table"] = "code"
+    routing: Routing = "code"
     code_dim: int = 64
     experts: int = 16
     rank: int = 2
@@ -81,6 +87,7 @@ class TrainSettings:
     decoder_lr: float = 0.02
     code_lr: float = 0.3
     table_lr: float = 0.6
+    lora_lr: float = 1e-3
     router_lr: float = 1e-3
     schedule: Schedule = "linear"
     warmup: float = 0.0
@@ -91,7 +98,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name, words in (
-            ("routing", ("code", "table")),
+            ("routing", get_args(Routing)),
             ("schedule", get_args(Schedule)),
             ("rows", ("auto", "memory", "files")),
         ):
@@ -100,7 +107,7 @@ class TrainSettings:
         for name in ("code_dim", "experts", "rank", "epochs", "batch_size", "accumulation", "mixture_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in ("expert_lr", "decoder_lr", "code_lr", "table_lr", "router_lr", "clip"):
+        for name in (*_RATES, "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InvalidInput(f"{name} is a number of at least 0, not {getattr(self, name)}")
         for name in ("warmup", "mixture", "router_alone"):
@@ -108,6 +115,11 @@ class TrainSettings:
                 raise InvalidInput(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         if self.router and self.routing != "code":
             raise InvalidInput("router makes codes: it goes with routing 'code', not 'table'")
+
+    @property
+    def row_lr(self) -> float:
+        """The learning rate of what each document has of its own."""
+        return {"code": self.code_lr, "table": self.table_lr, "lora": self.lora_lr}[self.routing]
 
     def decay(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied by in step number ``step`` (from 0) of ``steps``."""
@@ -144,9 +156,11 @@ class Progress:
 class Encoding:
     """What training made, as the store takes it.
 
-    experts: ``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], float32.
+    experts: ``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], float32; of ``lora`` routing one
+    for each document, K = n.
     decoder: V [G*K, d] and b [G*K].
-    routes: codes [n, d] where there is a decoder, else logits [n, G, K].
+    routes: codes [n, d] where there is a decoder, logits [n, G, K] of a table, and of ``lora`` routing the
+    number of each document's own expert [n].
     router: the parameters of the amortised router by name, if one was trained (see :mod:`polyprag.router`).
     """
 
@@ -259,15 +273,9 @@ class _Run:
         self.losses: list[float] = []
         self.scale = _LossScale(base.model.dtype == torch.float16)
         with _seeded(settings.seed):
-            self.routed = RoutedModel.attach(
-                base.model,
-                experts=settings.experts,
-                rank=settings.rank,
-                alpha=settings.alpha,
-                targets=frozen.modules if frozen else settings.targets,
-                mixing=settings.mixing,
-            )
+            self.routed = self._attach()
             try:
+                self.slots = Slots(self.routed, settings.rank) if settings.routing == "lora" else None
                 self.decoder = self._new_decoder()
                 self.router = self._new_router()
                 self.rows = self._new_rows()
@@ -275,6 +283,25 @@ class _Run:
             except BaseException:
                 self.routed.detach()
                 raise
+
+    def _attach(self) -> RoutedModel:
+        s = self.settings
+        targets: Sequence[ModuleShape] = find_targets(self.base.model, s.targets)
+        experts = s.experts
+        if s.routing == "lora":
+            if self.frozen is not None:
+                raise InvalidInput("routing 'lora' shares nothing that could stay: encode all documents anew")
+            # As many as a batch can have documents, all modules of one under the same weight.
+            experts = s.batch_size * (s.mixture_size if s.mixture > 0 else 1)
+            targets = [replace(m, group=0) for m in targets]
+        return RoutedModel.attach(
+            self.base.model,
+            experts=experts,
+            rank=s.rank,
+            alpha=s.alpha,
+            targets=self.frozen.modules if self.frozen else targets,
+            mixing=s.mixing,
+        )
 
     def _new_decoder(self) -> RouteDecoder | None:
         s, groups, frozen = self.settings, self.routed.groups, self.frozen
@@ -302,7 +329,9 @@ class _Run:
     def _new_rows(self) -> Rows:
         s = self.settings
         width = s.code_dim if s.routing == "code" else self.routed.groups * s.experts
-        if self.router is not None:
+        if self.slots is not None:
+            width, start = self.slots.width, Start("value", value=self.slots.start())
+        elif self.router is not None:
             start = Start("value", value=np.zeros(width, dtype=np.float32))
         elif self.frozen is not None:
             old = self.frozen.routes.reshape(len(self.frozen.routes), width)
@@ -329,6 +358,8 @@ class _Run:
     def _new_optimiser(self) -> tuple[list[nn.Parameter], torch.optim.AdamW | None]:
         """What the corpus shares, and what moves it; with frozen experts nothing of it moves."""
         s = self.settings
+        if self.slots is not None:
+            return [], None
         groups: list[dict[str, Any]] = [{"params": self.routed.parameters(), "lr": s.expert_lr}]
         if self.decoder is not None:
             groups.append({"params": list(self.decoder.parameters()), "lr": s.decoder_lr})
@@ -352,6 +383,8 @@ class _Run:
         if isinstance(self.rows, FileRows):
             self.world.sum([rows])  # each process has some
         rows = rows.to(self.base.device).requires_grad_()
+        if self.slots is not None:
+            self.slots.fill(rows)
         value = self._backward(batch, documents, rows, mixing)
         gradients = [p.grad for p in (*self.shared, rows) if p.grad is not None]
         self.world.sum(gradients)
@@ -402,9 +435,11 @@ class _Run:
             pad = int(self.base.tokenizer.pad_token_id)
             tensors = collate([self.samples[batch[i]] for i in places], pad)
             ids, mask, targets = (t.to(self.base.device) for t in tensors)
-            w = torch.einsum(
-                "bn,ngk->bgk", mixing[list(places)], self.phi(self._logits(self._codes(documents, rows)))
-            )
+            if self.slots is not None:
+                routes = self.slots.routes(len(documents))
+            else:
+                routes = self.phi(self._logits(self._codes(documents, rows)))
+            w = torch.einsum("bn,ngk->bgk", mixing[list(places)], routes)
             with self.routed.route(w):
                 logits = self.base.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             loss = nn.functional.cross_entropy(
@@ -412,6 +447,8 @@ class _Run:
             )
             torch.autograd.backward(loss * (self.scale.factor / count))
             total += loss.detach() / count
+        if self.slots is not None:
+            rows.grad = self.slots.gradient(len(documents))
         for trained in (*self.shared, rows):
             if trained.grad is None:  # this process had no part of a small batch
                 trained.grad = torch.zeros_like(trained)
@@ -458,17 +495,23 @@ class _Run:
                 group["lr"] = group["top_lr"] * decay
             self.optimiser.step()
         if rows.grad is not None:
-            self.rows.update(documents, rows.grad, decay * (s.code_lr if s.routing == "code" else s.table_lr))
+            self.rows.update(documents, rows.grad, decay * s.row_lr)
 
     def encoding(self) -> Encoding:
         decoder = None
         if self.decoder is not None:
             decoder = (_numpy(self.decoder.V), _numpy(self.decoder.b))
+        if self.slots is not None:
+            experts = self.slots.experts(self.rows.blocks(), self.documents)
+            routes = np.arange(self.documents, dtype=np.float32)
+        else:
+            experts = {name: _numpy(t) for name, t in self.routed.experts().items()}
+            routes = self._routes()
         return Encoding(
             modules=tuple(self.routed.modules),
-            experts={name: _numpy(t) for name, t in self.routed.experts().items()},
+            experts=experts,
             decoder=decoder,
-            routes=self._routes(),
+            routes=routes,
             settings=self.settings,
             router=None if self.router is None else self.router.arrays(),
             losses=tuple(self.losses),
