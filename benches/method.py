@@ -75,7 +75,8 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
     pairs = arguments.work / f"{arguments.data}-{AUGMENTATION}"
     folder.mkdir(parents=True, exist_ok=True)
     base = load_base_model(arguments.model)
-    full, small = folder / "f32.polyprag", folder / "small.polyprag"
+    lora = recipe.train.routing == "lora"
+    full, small = folder / "full.polyprag", folder / "small.polyprag"
     started = time.monotonic()
     if not full.exists():
         with Bars(Console(stderr=True)) as bars:
@@ -84,21 +85,21 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
                 sample.documents,
                 full,
                 recipe,
-                codec="f32",
+                codec=None if lora else "f32",
                 work=folder,
                 reporter=bars,
                 augmentation=pairs,
             )
     encoded = time.monotonic() - started
-    if not small.exists():
+    if not lora and not small.exists():
         recode(
             full, small, codec=f"code({recipe.train.code_dim})" if recipe.train.routing == "code" else "q8"
         )
     figures: dict[str, Any] = {}
     own = []
-    for store in (small, full):
+    for store in (full,) if lora else (small, full):
         with Engine.open(store, base) as engine:
-            results = ask(engine, sample.questions, arguments.combine and store is small)
+            results = ask(engine, sample.questions, arguments.combine and not own)
             figures[engine.store.spec.codec] = {
                 **{name: round(result.f1, 4) for name, result in results.items()},
                 "own_minus_wrong": difference(results["own_route"], results["wrong_route"]),
@@ -114,7 +115,7 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "set": arguments.set,
         "figures": figures,
-        "small_minus_f32": difference(*own),
+        "small_minus_f32": None if lora else difference(*own),
         "leaked_questions": len(leaks.questions),
         "encode_seconds": round(encoded, 1),
         "machine": machine(),

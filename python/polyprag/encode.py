@@ -211,7 +211,8 @@ def add(
         recipe = Recipe.from_json(store.spec.recipe)
         if recipe.train.routing == "lora":
             raise InvalidInput(
-                f"{store.path} has one LoRA a document: nothing is shared that a new one could use; encode anew"
+                f"{store.path} has one LoRA a document and shares nothing that a new one could use: "
+                "encode anew"
             )
         # A store names no endpoint: whoever made it could have texts and keys sent anywhere.
         if recipe.augmenter not in (None, base.name) and augmenter is None and written is None:
