@@ -4,8 +4,8 @@
 
 Every row is really on disk (with --quick up to a million documents, else 10 million: 7.7 GB). A step reads
 and updates the rows of 8 documents drawn from all, as training does; a checkpoint is made every 500 steps.
-Memory is what the process has beyond files (RssAnon), under a limit of 2 GB on its data; what torch itself takes
-is told by the growth. The order of the samples, which training keeps in memory, is not part of this.
+Memory is what the process has beyond files (RssAnon), under a limit of 2 GB on its data; the growth tells it
+without torch. The order of the samples, which training keeps in memory, is not part of this.
 """
 
 from __future__ import annotations
