@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from polyprag._polyprag import Combination, Document, Module, Store, StoreSpec, Writer
 from polyprag.augment import (
@@ -27,7 +28,8 @@ from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, DuplicateId, InvalidInput
 from polyprag.layers import ModuleShape, find_targets
 from polyprag.metrics import Metrics
-from polyprag.models import BaseModel, check_fingerprint, fingerprint
+from polyprag.models import BaseModel, check_fingerprint, fingerprint, passage_text
+from polyprag.router import text_features
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
 from polyprag.trainer import Encoding, Progress, TrainSettings, forget, train
@@ -171,7 +173,13 @@ def encode(
     checkpoint = work / CHECKPOINT
     with _told(reporter, work, "metrics") as progress:
         encoding = train(
-            base, samples, len(documents), recipe.train, checkpoint=checkpoint, progress=progress
+            base,
+            samples,
+            len(documents),
+            recipe.train,
+            features=_features(base, documents) if recipe.train.router else None,
+            checkpoint=checkpoint,
+            progress=progress,
         )
     if world.first:
         decoder = encoding.decoder if spec.codec.startswith("code") else None
@@ -263,6 +271,11 @@ def add(
             forget(checkpoint)
         world.wait()
     return added
+
+
+def _features(base: BaseModel, documents: Sequence[Document]) -> NDArray[np.float32]:
+    """What an amortised router reads of each document."""
+    return text_features(base, [passage_text(d.title, d.text or "") for d in documents])
 
 
 @contextmanager
@@ -400,9 +413,7 @@ def _spec(
     codec = codec or {"code": fit[0], "table": "q8", "lora": OWN_EXPERT}[s.routing]
     if codec not in fit and (s.routing == "lora" or codec.startswith("code")):
         made = {"code": f"codes of {s.code_dim} numbers", "table": "a table", "lora": "one LoRA a document"}
-        raise InvalidInput(
-            f"codec {codec}: the routes are trained as {made[s.routing]}; use {' or '.join(fit)}"
-        )
+        raise InvalidInput(f"codec {codec}: the routes are trained as {made[s.routing]}; use {_any_of(fit)}")
     targets = find_targets(base.model, s.targets)
     if s.routing == "lora":
         targets = [replace(m, group=0) for m in targets]
@@ -421,6 +432,11 @@ def _spec(
         base_model=fingerprint(base),
         recipe=recipe.to_json(),
     )
+
+
+def _any_of(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _frozen(store: Store, settings: TrainSettings) -> Encoding:
