@@ -15,15 +15,15 @@ import json
 import os
 import random
 import time
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from common import machine
 from polyprag import Document, recode
 from polyprag.augment import read_pairs
 from polyprag.corpus import read_unified
-from polyprag.encode import AUGMENTATION, Recipe, encode
+from polyprag.encode import AUGMENTATION, encode
 from polyprag.engine import Engine
 from polyprag.evaluation.controls import derangement, leaked
 from polyprag.evaluation.data import EvaluationSet, Question, evaluation_set, popqa_rows
@@ -31,6 +31,8 @@ from polyprag.evaluation.report import SystemResult, score_system
 from polyprag.evaluation.statistics import paired_difference
 from polyprag.models import load_base_model
 from polyprag.progress import Bars
+from polyprag.recipes import System as Preset
+from polyprag.recipes import recipe_of, with_settings
 from polyprag.systems import Combine, Rag, RetrievedRoute, RouteOfDocuments, UniformRoute
 from polyprag.systems.base import System
 
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--skip", type=int, default=0, help="leave out so many questions first: another draw")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument("--system", choices=get_args(Preset), default="polyprag", help="whose recipe")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="train.epochs=6")
     parser.add_argument("--model", help="base model; default: the small one")
     parser.add_argument("--work", type=Path, required=True, help="stores and augmentation, to resume from")
@@ -67,11 +70,11 @@ def main() -> None:
 def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
-    recipe = with_settings(Recipe(), arguments.set)
+    recipe = with_settings(recipe_of(arguments.system), arguments.set)
     recipe = replace(recipe, train=replace(recipe.train, seed=arguments.seed))
     sample = corpus(arguments.data, arguments.documents, arguments.questions, arguments.skip)
-    name = "-".join([arguments.data, str(len(sample.documents)), str(arguments.skip), str(arguments.seed)])
-    folder = arguments.work / "-".join([name, *(s.replace("/", "_") for s in arguments.set)])
+    names = [arguments.data, arguments.system, len(sample.documents), arguments.skip, arguments.seed]
+    folder = arguments.work / "-".join([*map(str, names), *(s.replace("/", "_") for s in arguments.set)])
     pairs = arguments.work / f"{arguments.data}-{AUGMENTATION}"
     folder.mkdir(parents=True, exist_ok=True)
     base = load_base_model(arguments.model)
@@ -113,6 +116,7 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
         "questions": len(sample.questions),
         "skip": arguments.skip,
         "seed": arguments.seed,
+        "system": arguments.system,
         "set": arguments.set,
         "figures": figures,
         "small_minus_f32": None if lora else difference(*own),
@@ -133,14 +137,14 @@ def ask(engine: Engine, questions: tuple[Question, ...], combine: bool) -> dict[
         [RouteOfDocuments(engine, draw, name="wrong_route") for draw in wrong.draws],
         [RetrievedRoute(engine, k=1)],
         [RetrievedRoute(engine, k=3, name="bm25_route_k3")],
+        [RetrievedRoute(engine, k=3, rule="mean", name="bm25_route_k3_mean")],
         [UniformRoute(engine)],
     ]
     if combine:
-        k = engine.store.spec.combination.k
         systems += [
-            [Rag(engine.base, engine.store, k)],
-            [Combine(engine, k)],
-            [Combine(engine, k, draw, name="combine_wrong_route") for draw in wrong.draws],
+            [Rag(engine.base, engine.store)],
+            [Combine(engine)],
+            [Combine(engine, documents=draw, name="combine_wrong_route") for draw in wrong.draws],
         ]
     return {
         draws[0].name: score_system(draws[0].name, questions, *[s.answer(questions) for s in draws])
@@ -180,26 +184,6 @@ def corpus(data: str, size: int, questions: int, skip: int) -> EvaluationSet:
             break
         documents.setdefault(document.id, document)
     return EvaluationSet(tuple(documents.values()), asked.questions)
-
-
-def with_settings(recipe: Any, settings: list[str]) -> Any:
-    """The recipe with ``part.name=value`` set, the value as JSON or else as text."""
-    for setting in settings:
-        path, _, text = setting.partition("=")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        recipe = _set(recipe, path.split("."), value, setting)
-    return recipe
-
-
-def _set(part: Any, path: list[str], value: Any, setting: str) -> Any:
-    if not is_dataclass(part) or path[0] not in {f.name for f in fields(part)}:
-        raise SystemExit(f"--set {setting}: {path[0]!r} is no setting of {type(part).__name__}")
-    if len(path) > 1:
-        value = _set(getattr(part, path[0]), path[1:], value, setting)
-    return replace(part, **{path[0]: tuple(value) if isinstance(value, list) else value})  # type: ignore[type-var]
 
 
 if __name__ == "__main__":

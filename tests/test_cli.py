@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -597,7 +598,7 @@ def test_inspect(run: Callable[..., Any], store: Path) -> None:
     found = json.loads(run("inspect", store, "--json")[1])
     assert (found["documents"], found["base_model"], found["codec"]) == (4, "tiny", "f32")
     assert found["total_bytes"] == sum(part["bytes"] for part in found["parts"])
-    assert found["combination"] == {"k": 1, "rule": "mean", "temperature": 1.0}
+    assert found["combination"] == {"k": 3, "rule": "score", "temperature": 0.15}
     assert (found["expert_dtype"], found["digest"]) == ("float32", Store.open(store).digest())
     rows = [line.split("│") for line in out.splitlines() if line.startswith("│")]
     first, *parts, lora = [row[1].strip() for row in rows]
@@ -679,3 +680,29 @@ def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_fold
         "--augmentation", corpus(tmp_path / "pairs.jsonl", pairs),
     )  # fmt: skip
     assert json.loads(report.read_text())["leaked_questions"] == 1
+
+
+def test_the_same_command_in_two_processes(
+    run: Callable[..., Any], tmp_path: Path, model_folder: Path
+) -> None:
+    """Under torchrun: one store, one report, and the experts of one process within rounding."""
+    rows = [{"id": i, "title": f"Mill {n}", "text": f"The {n} mill is in Ost."} for i, n in enumerate(NAMES)]
+    words = ["--model", model_folder, *TINY, "--epochs", "2", "--pairs", "1"]
+    words += ["--set", "train.batch_size=2", "--set", "train.rows=files"]
+    file = corpus(tmp_path / "c.jsonl", *rows)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, "-m", "polyprag", "encode", file, tmp_path / "two", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = subprocess.run(
+        [str(w) for w in command], env=environment, capture_output=True, text=True, check=False
+    )
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("Next: polyprag ask") == 1
+    assert run("encode", file, tmp_path / "one", *words)[0] == 0
+    with Store.open(tmp_path / "one") as one, Store.open(tmp_path / "two") as other:
+        other.verify()
+        assert list(one) == list(other)
+        for name, expected in one.experts.items():
+            np.testing.assert_allclose(other.experts[name], expected, rtol=0, atol=2e-3)
+    left = {p.name for p in (tmp_path / "two.work").iterdir()}
+    assert left == {"augmentation.jsonl", "metrics.jsonl"}

@@ -125,7 +125,7 @@ def test_a_store_without_text_has_no_passages_to_give(
 ) -> None:
     path = make_store(tmp_path / "s", DOCUMENTS, keep_text=False, combination=Combination(2, "score", 0.3))
     with Engine.open(path, tiny_base) as engine:
-        report = evaluate(engine, QUESTIONS, training_pairs=[])
+        report = evaluate(engine, QUESTIONS, training_pairs=[], passages=2)
         assert sorted(report.systems) == sorted(SYSTEMS)
         assert report.to_json()["leaked_questions"] == 0
         assert report.settings["passages"] == 2

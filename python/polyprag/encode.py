@@ -39,6 +39,8 @@ AUGMENTATION = "augmentation.jsonl"
 ADDED = "added.jsonl"
 CHECKPOINT = "checkpoint.pt"
 
+# A document that BM25 ranks well above the others leads; ones that are as good count alike (docs/method.md).
+BY_SCORE = Combination(k=3, rule="score", temperature=0.15)
 OWN_EXPERT = "sparse(1)"  # the codec of a store of one LoRA a document: the number of its expert
 
 _OF_LOGITS = ["f32", "f16", "q8", "q4", "q2", "q1", "sparse(k)"]
@@ -133,6 +135,8 @@ def encode(
 
     Args:
         codec: how the store keeps routes; None is ``code(d)`` for code routing and ``q8`` for a table.
+        combination: how the routes of several documents become one when the store is asked; None is three
+            documents by their BM25 scores.
         expert_dtype: how the store keeps the experts, which are trained in float32.
         work: a folder for the augmentation and the checkpoint, from which an interrupted run goes on;
             None is ``<path>.work``. The augmentation stays there, the checkpoint goes once the store is
@@ -426,7 +430,7 @@ def _spec(
         phi=s.phi,
         top_k=s.top_k,
         mixing=s.mixing,
-        combination=combination or Combination(),
+        combination=combination or BY_SCORE,
         id_type="u64" if isinstance(documents[0].id, int) else "string",
         keep_text=keep_text,
         base_model=fingerprint(base),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polyprag.trainer import Progress as Step  # augmenting at an endpoint needs no torch
 
 
-def _bars(console: Console) -> Progress:
+def _bars(console: Console, shown: bool = True) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -31,15 +31,15 @@ def _bars(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
-        disable=not console.is_terminal,  # a bar that does not move only litters a log
+        disable=not (shown and console.is_terminal),  # a bar that does not move only litters a log
     )
 
 
 class Bars:
     """A bar for the augmentation and one for the training."""
 
-    def __init__(self, console: Console) -> None:
-        self._progress = _bars(console)
+    def __init__(self, console: Console, shown: bool = True) -> None:
+        self._progress = _bars(console, shown)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:

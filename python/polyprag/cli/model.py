@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from polyprag.encode import Recipe
     from polyprag.evaluation.data import Question
 
-Routing = Literal["code", "table"]
+Routing = Literal["code", "table", "lora"]
+System = Literal["polyprag", "poly-prag", "prag"]
 
 AskModel = Annotated[
     str | None,
@@ -68,15 +69,32 @@ def encode(
     model: Model = None,
     format: Format = "auto",
     keep: KeepPassages = "gold",
-    routing: Annotated[Routing, typer.Option(help="What is trained for each document.")] = "code",
+    system: Annotated[
+        System,
+        typer.Option(help="Whose recipe: ours, Poly-PRAG as first published, or PRAG (one LoRA a document)."),
+    ] = "polyprag",
+    routing: Annotated[
+        Routing | None, typer.Option(help="What is trained for each document. Default: code.")
+    ] = None,
     code_dim: Annotated[
-        int, typer.Option(help="Numbers in a code: bytes a document with the default codec.")
-    ] = 64,
-    experts: Annotated[int, typer.Option(help="K, the number of latent experts.")] = 16,
-    rank: Annotated[int, typer.Option(help="Rank of an expert.")] = 2,
+        int | None,
+        typer.Option(help="Numbers in a code: bytes a document with the default codec. Default: 64."),
+    ] = None,
+    experts: Annotated[int | None, typer.Option(help="K, the number of latent experts. Default: 16.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of an expert. Default: 2.")] = None,
     alpha: Annotated[
-        float, typer.Option(help="LoRA alpha; the experts' output is scaled by alpha / rank.")
-    ] = 32.0,
+        float | None,
+        typer.Option(help="LoRA alpha; the experts' output is scaled by alpha / rank. Default: 32."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other setting of the recipe, such as `train.code_lr=0.2` or `train.accumulation=4`; "
+            "may be given often.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the samples.")] = None,
     pairs: Pairs = None,
     rewrite: Rewrite = False,
@@ -121,6 +139,8 @@ def encode(
     # Rewrites that are there are trained with.
     rewrite = rewrite or (ready is not None and any(a.rewrite for a in ready.augmentations))
     recipe = _recipe(
+        system,
+        settings or [],
         augment_settings(pairs=pairs, rewrite=rewrite, yes_no=yes_no, prompts=prompts, seed=seed),
         routing=routing,
         code_dim=code_dim,
@@ -133,22 +153,27 @@ def encode(
     from polyprag.augment import summary
     from polyprag.encode import encode as run
     from polyprag.models import load_base_model
+    from polyprag.world import launched
 
-    base = load_base_model(model, device=device, dtype=dtype)
-    say(f"{len(documents)} documents, {base.name}, {base.device}")
-    with Bars(err) as bars, Resumable(f"polyprag encode {corpus} {store} ..."):
-        found = run(
-            base,
-            documents,
-            store,
-            recipe,
-            codec=codec,
-            keep_text=keep_text,
-            work=work,
-            augmenter=augmenter,
-            written=ready,
-            reporter=bars,
-        )
+    with launched() as world:
+        base = load_base_model(model, device=device, dtype=dtype)
+        if world.first:
+            say(f"{len(documents)} documents, {base.name}, {base.device}")
+        with Bars(err, world.first) as bars, Resumable(f"polyprag encode {corpus} {store} ..."):
+            found = run(
+                base,
+                documents,
+                store,
+                recipe,
+                codec=codec,
+                keep_text=keep_text,
+                work=work,
+                augmenter=augmenter,
+                written=ready,
+                reporter=bars,
+            )
+    if not world.first:
+        return
     if ready is None:
         say(str(summary(found)))
     inspect(store)
@@ -191,19 +216,24 @@ def add(
         # The model that the store's pairs are of, if none is named; where it is, only the user may say.
         known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
         augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
-        base = base_model_of(opened, model, device=device, dtype=dtype)
-    with Bars(err) as bars, Resumable(f"polyprag add {corpus} {store}"):
-        added = run(
-            base,
-            documents,
-            store,
-            on_duplicate=on_duplicate,
-            work=work,
-            augmenter=augmenter,
-            written=ready,
-            reporter=bars,
-        )
-    say(f"{added} documents added to {store}")
+    from polyprag.world import launched
+
+    with launched() as world:
+        with Store.open(store) as opened:
+            base = base_model_of(opened, model, device=device, dtype=dtype)
+        with Bars(err, world.first) as bars, Resumable(f"polyprag add {corpus} {store}"):
+            added = run(
+                base,
+                documents,
+                store,
+                on_duplicate=on_duplicate,
+                work=work,
+                augmenter=augmenter,
+                written=ready,
+                reporter=bars,
+            )
+    if world.first:
+        say(f"{added} documents added to {store}")
 
 
 def ask(
@@ -278,6 +308,7 @@ def evaluate(
             readable=False,
         ),
     ] = None,
+    passages: Annotated[int, typer.Option(min=1, help="Passages in the prompts of RAG and Combine.")] = 1,
     model: AskModel = None,
     seed: Annotated[int, typer.Option(help="Seed of the wrong documents and of the intervals.")] = 0,
     device: Device = "auto",
@@ -300,7 +331,7 @@ def evaluate(
         raise FileNotFoundError(2, "there is no such augmentation file", str(augmentation))
     pairs = training_pairs(store) if augmentation is None else read_pairs(augmentation)
     with Engine.open(store, model, device=device, dtype=dtype) as engine, system_bar(err) as progress:
-        result = run(engine, asked, training_pairs=pairs, seed=seed, progress=progress)
+        result = run(engine, asked, training_pairs=pairs, passages=passages, seed=seed, progress=progress)
     result.print(out)
     if report is not None:
         result.save(report)
@@ -336,13 +367,21 @@ def _questions(path: Path, unified: Keep | None, prag: bool) -> list[Question]:
     return list(read_questions(path))
 
 
-def _recipe(augment: AugmentSettings, *, epochs: int | None, seed: int, **train: Any) -> Recipe:
+def _recipe(
+    system: System,
+    settings: list[str],
+    augment: AugmentSettings,
+    *,
+    seed: int,
+    **train: Any,
+) -> Recipe:
+    """The recipe of ``system`` with the options that were given, and then ``settings``."""
     from dataclasses import replace
 
-    from polyprag.encode import Recipe
+    from polyprag.recipes import recipe_of, with_settings
 
-    recipe = Recipe().seeded(seed)
-    if epochs is not None:
-        train["epochs"] = epochs
+    recipe = recipe_of(system).seeded(seed)
     samples = replace(recipe.samples, with_passage=2) if augment.rewrite else recipe.samples
-    return replace(recipe, augment=augment, samples=samples, train=replace(recipe.train, **train))
+    given = {name: value for name, value in train.items() if value is not None}
+    recipe = replace(recipe, augment=augment, samples=samples, train=replace(recipe.train, **given))
+    return with_settings(recipe, settings)

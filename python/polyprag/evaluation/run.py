@@ -30,6 +30,7 @@ def evaluate(
     questions: Sequence[Question],
     *,
     training_pairs: Iterable[tuple[str, str]] | None = None,
+    passages: int = 1,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[str, int, int], None] = lambda system, done, total: None,
@@ -40,13 +41,13 @@ def evaluate(
         questions: with their gold documents, which have to be in the store.
         training_pairs: (question, answer) that training has seen, to count the leaked questions; None is
             not known, and the report says so.
+        passages: how many RAG and Combine put into a prompt.
         progress: called with (system, systems done, systems in all) before each system and at the end.
 
     Raises:
         CorpusError: no question, or a question whose gold document is unknown to the store or has no route.
     """
     check_questions(engine, questions)
-    k = engine.store.spec.combination.k
     wrong = derangement(questions, seed=seed, draws=WRONG_DRAWS)
     systems: list[list[System]] = [
         [ClosedBook(engine.base)],
@@ -57,7 +58,7 @@ def evaluate(
         [UniformRoute(engine)],
     ]
     if engine.store.spec.keep_text:
-        systems += [[Rag(engine.base, engine.store, k=k)], [Combine(engine, k=k)]]
+        systems += [[Rag(engine.base, engine.store, k=passages)], [Combine(engine, k=passages)]]
     results: list[SystemResult] = []
     started = time.monotonic()
     for number, draws in enumerate(systems):
@@ -78,7 +79,7 @@ def evaluate(
             "dtype": str(engine.base.model.dtype).removeprefix("torch."),
             "recipe": engine.store.spec.recipe,
             "codec": engine.store.spec.codec,
-            "passages": k,
+            "passages": passages,
             "routes_mixed": ROUTES_MIXED,
             "wrong_draws": WRONG_DRAWS,
             "wrong_of_other_type": wrong.other_type,

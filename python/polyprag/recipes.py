@@ -1,0 +1,84 @@
+"""Recipes by name, and settings by name: what the command line and the benches make recipes from."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+from polyprag.encode import Recipe
+from polyprag.errors import InvalidInput
+
+System: TypeAlias = Literal["polyprag", "poly-prag", "prag"]
+
+_T = TypeVar("_T")
+
+# What differs from our defaults. Poly-PRAG is arXiv 2511.17044, with the settings of its first author's code
+# of the weeks before, since the paper's are not all known to us; PRAG is arXiv 2501.15915, section 3.2.
+_TRAIN: Mapping[System, Mapping[str, Any]] = {
+    "polyprag": {},
+    "poly-prag": {
+        "routing": "table",
+        "mixing": "factors",
+        "experts": 20,
+        "alpha": 1.0,  # the output is scaled by 1 / r
+        "gumbel": True,
+        "epochs": 1,
+        "batch_size": 1,
+        "expert_lr": 3e-4,
+        "table_lr": 3e-4,
+        "schedule": "constant",
+        "clip": 0.0,
+    },
+    # Documents share nothing, so a batch of eight of them is eight batches of one.
+    "prag": {"routing": "lora", "epochs": 1, "lora_lr": 3e-4, "schedule": "constant", "clip": 0.0},
+}
+
+
+def recipe_of(system: System = "polyprag") -> Recipe:
+    """The recipe of a system: ours, Poly-PRAG as first published, or PRAG (one LoRA a document)."""
+    if system not in get_args(System):
+        raise InvalidInput(f"system is one of {', '.join(get_args(System))}, not {system!r}")
+    recipe = Recipe()
+    return replace(recipe, train=replace(recipe.train, **_TRAIN[system]))
+
+
+def with_settings(recipe: _T, settings: Iterable[str]) -> _T:
+    """The recipe with each ``part.name=value`` set (``train.epochs=6``), the value as JSON or else as text.
+
+    Raises InvalidInput for a name that is no setting, with the nearest that is, or a value of another type.
+    """
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise InvalidInput(f"{setting!r}: expected NAME=VALUE, such as train.epochs=6")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        recipe = _set(recipe, path.split("."), value, setting)
+    return recipe
+
+
+def _set(part: Any, path: list[str], value: Any, setting: str) -> Any:
+    known = [f.name for f in fields(part)]
+    name, *rest = path
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        advice = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+        raise InvalidInput(f"{setting!r}: there is no setting {name!r} here; {advice}")
+    old = getattr(part, name)
+    if is_dataclass(old) != bool(rest):
+        inner = f"{name}.{fields(old)[0].name}" if is_dataclass(old) else name
+        raise InvalidInput(f"{setting!r}: expected the name of one setting, such as {inner}")
+    if rest:
+        return replace(part, **{name: _set(old, rest, value, setting)})
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if old is not None and type(value) is not type(old):
+        raise InvalidInput(f"{setting!r}: expected a value like {old!r}")
+    return replace(part, **{name: value})

@@ -1,0 +1,67 @@
+"""Recipes by name, and single settings by theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from polyprag.encode import Recipe
+from polyprag.errors import InvalidInput
+from polyprag.recipes import recipe_of, with_settings
+
+
+def test_a_recipe_by_name_is_that_system() -> None:
+    assert recipe_of() == recipe_of("polyprag") == Recipe()
+    published = recipe_of("poly-prag").train
+    assert (published.routing, published.mixing, published.gumbel) == ("table", "factors", True)
+    assert published.alpha / published.rank == 1 / published.rank
+    assert published.expert_lr == published.table_lr
+    assert recipe_of("prag").train.routing == "lora"
+    with pytest.raises(InvalidInput, match="polyprag, poly-prag, prag"):
+        recipe_of("rag")  # type: ignore[arg-type]
+
+
+def test_settings_are_set_by_name() -> None:
+    recipe = with_settings(
+        Recipe(),
+        [
+            "train.epochs=6",
+            "train.code_lr=1",
+            "train.phi=softmax",
+            "train.top_k=4",
+            'train.targets=["fc1","fc2"]',
+            "train.gumbel=true",
+            "samples.loss_on=answer",
+            "add_epochs=2",
+        ],
+    )
+    train = recipe.train
+    assert (train.epochs, train.code_lr, train.phi, train.top_k) == (6, 1.0, "softmax", 4)
+    assert isinstance(train.code_lr, float)
+    assert train.targets == ("fc1", "fc2")
+    assert train.gumbel
+    assert recipe.samples.loss_on == "answer"
+    assert recipe.add_epochs == 2
+    assert with_settings(recipe, []) == recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epochs", "NAME=VALUE"),
+        ("train.epoch=6", "did you mean 'epochs'"),
+        ("trian.epochs=6", "did you mean 'train'"),
+        ("train.xyzzy=6", "there are: routing"),
+        ("train=6", "train.routing"),
+        ("train.epochs.more=6", "such as epochs"),
+        ("train.epochs=six", "a value like 4"),
+        ("train.epochs=6.5", "a value like 4"),
+        ("train.epochs=true", "a value like 4"),
+        ("train.phi=1", "a value like 'sigmoid'"),
+        ("train.epochs=0", "at least 1"),
+    ],
+)
+def test_what_is_no_setting_is_refused(setting: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        with_settings(Recipe(), [setting])
