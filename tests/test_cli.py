@@ -598,7 +598,7 @@ def test_inspect(run: Callable[..., Any], store: Path) -> None:
     found = json.loads(run("inspect", store, "--json")[1])
     assert (found["documents"], found["base_model"], found["codec"]) == (4, "tiny", "f32")
     assert found["total_bytes"] == sum(part["bytes"] for part in found["parts"])
-    assert found["combination"] == {"k": 3, "rule": "score", "temperature": 0.15}
+    assert found["combination"] == {"k": 1, "rule": "mean", "temperature": 1.0}
     assert (found["expert_dtype"], found["digest"]) == ("float32", Store.open(store).digest())
     rows = [line.split("│") for line in out.splitlines() if line.startswith("│")]
     first, *parts, lora = [row[1].strip() for row in rows]

@@ -26,7 +26,7 @@ import polyprag.encode
 from machine import Mount, no_rights
 from polyprag import Combination, Document, Store, cli
 from polyprag.augment import AugmentSettings
-from polyprag.encode import Recipe, Silent, add, encode, stored_routes, training_pairs, work_folder
+from polyprag.encode import BY_SCORE, Recipe, Silent, add, encode, stored_routes, training_pairs, work_folder
 from polyprag.engine import Engine
 from polyprag.errors import BaseModelMismatch, CorpusError, DuplicateId, InvalidInput
 from polyprag.models import BaseModel, fingerprint
@@ -448,6 +448,7 @@ def test_adding_changes_nothing_but_routes(
     encode(tiny_base, DOCUMENTS, path, recipe, codec=codec)
     before = hashes(path)
     with Store.open(path) as store:
+        assert repr(store.spec.combination) == repr(BY_SCORE)
         ids = list(store)
         old = store.routes(ids, kind)
         assert add(tiny_base, NEW, path) == len(NEW)
