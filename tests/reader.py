@@ -15,6 +15,9 @@ import blake3
 import xxhash
 import zstandard
 
+# Of the numbers of a column with scales: the largest float32 / 1,024.
+LARGEST = (2 - 2**-23) * 2.0**117
+
 
 def u64(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 8], "little")
@@ -237,12 +240,19 @@ class Routes:
 
 
 def scales(data: bytes) -> tuple[list[float], list[float]]:
-    """A centre and a scale for each column."""
+    """A centre and a scale for each column; and whether what they were fitted to is possible."""
     frame = Frame(data, b"S")
-    (columns,) = frame.numbers(1)
-    numbers = [x for (x,) in struct.iter_unpack("<f", frame.body)]
-    assert len(numbers) == 2 * columns
-    return numbers[:columns], numbers[columns:]
+    columns, _ = frame.numbers(2)
+    assert len(frame.body) == 32 * columns
+    numbers = [x for (x,) in struct.iter_unpack("<f", frame.body[: 8 * columns])]
+    centres, scales = numbers[:columns], numbers[columns:]
+    for centre, scale in zip(centres, scales, strict=True):
+        assert scale >= 0
+        assert abs(centre) + 128 * scale < 2.0**128
+    for least, greatest, mean, deviation in struct.iter_unpack("<ffdd", frame.body[8 * columns :]):
+        assert -LARGEST <= least <= mean <= greatest <= LARGEST
+        assert 0 <= deviation <= (greatest - least) / 2
+    return centres, scales
 
 
 class Reader:

@@ -104,7 +104,7 @@ fn encode(
     mut routes: StagedRoutes,
 ) -> Result<Vec<Part>> {
     if let Some(levels) = codec.levels() {
-        // Once over all rows, so that one set of scales serves them all.
+        // Once over all rows, so that one set of scales serves them all where they are drawn alike.
         let mut range = ColumnRange::new(codec.columns());
         each_batch(source, how, &mut |_, rows| {
             rows.chunks_exact(codec.columns().max(1))

@@ -650,7 +650,7 @@ fn fields(cases: &mut Cases) {
             ("routes", 4),
             ("ids", 9),
             ("documents", 3),
-            ("scales", 1),
+            ("scales", 2),
             ("dead", 1),
         ] {
             if role == "scales" && !codec {
@@ -778,6 +778,34 @@ fn routes(cases: &mut Cases) {
                 });
             },
         );
+    }
+}
+
+/// What scales are said to be fitted to.
+fn fitted(cases: &mut Cases) {
+    let numbers = |x: f64| (x as f32).to_le_bytes().to_vec();
+    let wide = |x: f64| x.to_le_bytes().to_vec();
+    for (name, x) in [
+        ("NaN", f64::NAN),
+        ("infinite", f64::INFINITY),
+        ("minus infinite", f64::NEG_INFINITY),
+        ("large", 3e38),
+        ("as small", -3e38),
+    ] {
+        for (what, at, bytes) in [
+            ("least numbers", 0, numbers(x)),
+            ("greatest numbers", 4, numbers(x)),
+            ("means", 8, wide(x)),
+            ("deviations", 16, wide(x)),
+        ] {
+            cases.add(format!("{name} {what} of scales"), Refused, move |f| {
+                f.edit_first("scales", |p| {
+                    let first = 8 * p.field(0) as usize;
+                    let columns = p.body[first..].chunks_mut(24);
+                    columns.for_each(|c| c[at..at + bytes.len()].copy_from_slice(&bytes));
+                });
+            });
+        }
     }
 }
 
@@ -1158,6 +1186,7 @@ fn all_cases() -> Vec<Case> {
     currents(&mut cases);
     places(&mut cases);
     routes(&mut cases);
+    fitted(&mut cases);
     documents(&mut cases);
     dead(&mut cases);
     tensor_files(&mut cases);

@@ -6,7 +6,7 @@ use super::input::{Input, as_it_is};
 use super::{WHOLE, sample};
 use crate::frame::{Frame, Kind, u64_at};
 use crate::presence::Presence;
-use crate::routes::{Codec, CodecName, RouteSegment, Scales};
+use crate::routes::{Codec, CodecName, ColumnRange, RouteSegment, ScaleValues, Scales};
 
 /// Of the stores that the routes are of.
 const GROUPS: usize = 2;
@@ -101,12 +101,14 @@ fn read(segment: &RouteSegment, codec: &dyn Codec, name: CodecName) -> bool {
 }
 
 fn some_scales(columns: usize) -> Option<Arc<Scales>> {
-    // Centres and scales.
-    let body: Vec<u8> = (0..2 * columns)
+    // Centres and scales, and that they were fitted to no row.
+    let mut body: Vec<u8> = (0..2 * columns)
         .flat_map(|i| (i as f32 * 0.25).to_le_bytes())
         .collect();
-    let mut bytes = vec![2u8, 1];
+    body.resize(32 * columns, 0);
+    let mut bytes = vec![2u8, 2];
     bytes.extend_from_slice(&(columns as u64).to_le_bytes());
+    bytes.extend_from_slice(&0u64.to_le_bytes());
     bytes.extend_from_slice(&body);
     let map = Input::split(&bytes)?.part(Kind::Scales, as_it_is);
     Scales::open(map, columns).ok().map(Arc::new)
@@ -128,11 +130,20 @@ fn fitting(fields: &[u8], body: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (fields.to_vec(), body)
 }
 
+/// A body of the length that so many columns ask for.
+fn of_columns(fields: &[u8], body: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut body = body.to_vec();
+    if let Some(columns) = u64_at(fields, 0).filter(|n| *n <= MOST_COLUMNS as u64) {
+        body.resize(32 * columns as usize, 0);
+    }
+    (fields.to_vec(), body)
+}
+
 pub fn scales(data: &[u8]) -> bool {
     let Some(input) = Input::split(data) else {
         return false;
     };
-    let map = input.part(Kind::Scales, as_it_is);
+    let map = input.part(Kind::Scales, of_columns);
     let Ok(frame) = Frame::open(map.clone(), Kind::Scales) else {
         return false;
     };
@@ -149,6 +160,23 @@ pub fn scales(data: &[u8]) -> bool {
         (values.centres().len(), values.scales().len()),
         (columns, columns)
     );
+    // Rows that come next lead to scales that can be read again, whatever these are said to be fitted to.
+    for name in ["q8", "q4", "q1"] {
+        let codec = name.parse::<CodecName>().map(|name| name.build(1, columns));
+        let Some(levels) = codec.ok().and_then(|codec| codec.levels()) else {
+            continue;
+        };
+        let mut range = ColumnRange::new(columns);
+        range.extend(&vec![-1.0; columns]);
+        range.extend(&vec![2.5; columns]);
+        if values.covers(levels, &range) {
+            continue;
+        }
+        let next = ScaleValues::widen(levels, Some(values), &range);
+        for (centre, scale) in next.centres().iter().zip(next.scales()) {
+            assert!(*scale >= 0.0 && (centre.abs() + 128.0 * scale).is_finite());
+        }
+    }
     // Whatever a record holds, it is a number.
     for (name, most) in [("q8", 0x7f), ("q8", 0x80), ("q4", 0xff), ("q1", 0)] {
         let codec = name.parse::<CodecName>().map(|name| name.build(1, columns));

@@ -54,15 +54,15 @@ pub trait Codec: fmt::Debug + Send + Sync {
     /// Whether it can keep this row, or why not. `row` has `columns` numbers.
     fn check(&self, row: &[f32]) -> Result<(), String>;
 
-    /// `row` has passed `check` and is covered by the scales.
+    /// `row` has passed `check`, and the scales cover it.
     fn encode(&self, row: &[f32], scales: &ScaleValues, record: &mut Vec<u8>);
 
     /// `record` has `record_bytes` bytes; `row` and, if scaled, `scales` have `columns` numbers. Any record decodes:
     /// if scaled or of weights, to finite numbers.
     fn decode(&self, record: &[u8], scales: &ScaleValues, row: &mut [f32]);
 
-    /// The largest |decoded - value| for a value of a column with this scale.
-    fn error_bound(&self, value: f32, scale: f32) -> f32;
+    /// The largest |decoded - value| for a value of a column with this centre and scale.
+    fn error_bound(&self, value: f32, centre: f32, scale: f32) -> f32;
 }
 
 /// That all are finite, and none of a larger magnitude than `limit`.

@@ -46,6 +46,46 @@ impl Levels {
         }
     }
 
+    /// The outermost level.
+    pub fn outermost(self) -> f64 {
+        match self {
+            Levels::Int8 => 127.0,
+            _ => self.outer() - 0.5,
+        }
+    }
+
+    /// The scale of least mean square error for a Gaussian column, in its deviations (Max, 1960); numbers beyond the
+    /// outermost levels are taken to these. None for int8, with which no number is that far out.
+    pub fn gaussian(self) -> Option<f64> {
+        match self {
+            Levels::Int8 => None,
+            Levels::Bits4 => Some(0.3352),
+            Levels::Bits2 => Some(0.9957),
+            Levels::Bits1 => Some(1.5958),
+        }
+    }
+
+    /// Whether there are so few that not every number can be near one.
+    pub fn few(self) -> bool {
+        self.gaussian().is_some()
+    }
+
+    /// The level that `x` is kept as, of a column with this centre and scale.
+    pub fn nearest(self, x: f64, (centre, scale): (f32, f32)) -> f64 {
+        let units = (x - f64::from(centre)) / f64::from(scale);
+        let most = self.outermost();
+        let level = match self {
+            Levels::Int8 => units.round_ties_even(),
+            _ => units.floor() + 0.5,
+        };
+        // The casts of `encode` make of 0 / 0 the middle of 255 levels, or the lowest of few; all are 0 away then.
+        if level.is_nan() {
+            -most
+        } else {
+            level.clamp(-most, most)
+        }
+    }
+
     pub fn encode(self, row: &[f32], scales: &ScaleValues, record: &mut Vec<u8>) {
         let start = record.len();
         record.resize(start + self.record_bytes(row.len()), 0);

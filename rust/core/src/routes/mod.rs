@@ -2,12 +2,14 @@
 
 mod codec;
 mod decoder;
+mod fit;
 mod levels;
 mod matrix;
 mod phi;
 mod quantised;
 mod scalar;
 pub(crate) mod scales;
+mod seen;
 mod segment;
 mod sparse;
 
@@ -16,6 +18,7 @@ pub use decoder::{Decoder, DecoderInput};
 pub use levels::Levels;
 pub(crate) use matrix::Matrix;
 pub use phi::{Phi, route_weights};
-pub use scales::{ColumnRange, ScaleValues, Scales};
+pub use scales::{LARGEST, ScaleValues, Scales};
+pub use seen::ColumnRange;
 pub use segment::RouteSegment;
 pub(crate) use segment::{SegmentPlan, SegmentWriter};

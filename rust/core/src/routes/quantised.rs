@@ -2,7 +2,7 @@
 
 use crate::routes::codec::{Codec, Keeps, check_numbers};
 use crate::routes::levels::Levels;
-use crate::routes::scales::ScaleValues;
+use crate::routes::scales::{LARGEST, ScaleValues};
 
 #[derive(Debug)]
 pub struct Quantised {
@@ -20,10 +20,6 @@ impl Quantised {
         }
     }
 }
-
-/// So far from the largest f32 that |centre| + 128 * scale, which a part of scales promises, is finite however coarse the
-/// levels (those of q1 are a scale apart, and the scale as large as half the column) and after widening.
-const LIMIT: f32 = f32::MAX / 256.0;
 
 impl Codec for Quantised {
     fn keeps(&self) -> Keeps {
@@ -43,7 +39,7 @@ impl Codec for Quantised {
     }
 
     fn check(&self, row: &[f32]) -> Result<(), String> {
-        check_numbers(row, LIMIT)
+        check_numbers(row, LARGEST)
     }
 
     fn encode(&self, row: &[f32], scales: &ScaleValues, record: &mut Vec<u8>) {
@@ -54,8 +50,13 @@ impl Codec for Quantised {
         self.levels.decode(record, scales, row);
     }
 
-    /// Half a level, and the rounding of its product with the scale and of the sum with the centre.
-    fn error_bound(&self, value: f32, scale: f32) -> f32 {
-        scale * 0.500_02 + value.abs() * f32::EPSILON
+    /// Half a level, or what a number lies beyond the outermost one; and the rounding of the product of level and scale,
+    /// and of its sum with the centre.
+    fn error_bound(&self, value: f32, centre: f32, scale: f32) -> f32 {
+        let off = (f64::from(value) - f64::from(centre)).abs();
+        let scale = f64::from(scale);
+        let of_level = (off - self.levels.outermost() * scale).max(scale / 2.0);
+        let rounding = f64::from(value.abs().max(centre.abs()) * f32::EPSILON) + scale * 2e-5;
+        ((of_level + rounding) as f32).next_up()
     }
 }

@@ -49,7 +49,7 @@ impl Codec for F32 {
         }
     }
 
-    fn error_bound(&self, _: f32, _: f32) -> f32 {
+    fn error_bound(&self, _: f32, _: f32, _: f32) -> f32 {
         0.0
     }
 }
@@ -98,7 +98,7 @@ impl Codec for F16 {
     }
 
     /// Half a unit in the last of 11 bits, or half the smallest subnormal.
-    fn error_bound(&self, value: f32, _: f32) -> f32 {
+    fn error_bound(&self, value: f32, _: f32, _: f32) -> f32 {
         (value.abs() / 2048.0).max(f32::from_bits(0x3300_0000))
     }
 }

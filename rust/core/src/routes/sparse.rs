@@ -111,7 +111,7 @@ impl Codec for Sparse {
 
     /// Of a weight that is kept, as its share of the weights of the group that are kept: half a unit of its own, and
     /// half a unit of each other one in the sum.
-    fn error_bound(&self, value: f32, _: f32) -> f32 {
+    fn error_bound(&self, value: f32, _: f32, _: f32) -> f32 {
         (1.0 + value * self.k.saturating_sub(1) as f32) / 510.0 + f32::EPSILON
     }
 }
