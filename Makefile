@@ -110,7 +110,7 @@ fuzz: check
 proof: setup
 	@FUZZ_RUNS=$${FUZZ_RUNS:-4000000} sh scripts/fuzz.sh
 	@POLYPRAG_PROOF=1 PROPTEST_CASES=20000 $(CARGO_TEST) -- --quiet --nocapture
-	@$(PYTEST) --hypothesis-profile=proof
+	@POLYPRAG_PROOF=1 $(PYTEST) --hypothesis-profile=proof
 	@$(MAKE) sanitized
 
 # The short forms again; the counting allocator of `hostile` goes through the sanitizer's.

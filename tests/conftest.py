@@ -60,6 +60,20 @@ _SIZES: dict[str, dict[str, Any]] = {
     "qwen2": {"intermediate_size": 48, "num_key_value_heads": 2},
     "gpt2": {},
     "gpt_neox": {"intermediate_size": 48},
+    "mistral": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "qwen3": {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+    "gemma": {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+    "phi": {"intermediate_size": 48},
+    "phi3": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "qwen2_moe": {
+        "intermediate_size": 48,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+    },
 }
 
 

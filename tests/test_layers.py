@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from polyprag.errors import InvalidInput
 from polyprag.layers import ModuleShape, RoutedModel, find_targets, linear_shape
 from polyprag.models import BaseModel
+from routed import ALPHA, K, R, attach, delta, draw_routes, layer_bytes, logits, merged, some_ids
 
-K, R, ALPHA = 5, 3, 7.0
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 TARGETS = {
     "llama": ("gate_proj", "up_proj", "down_proj"),
@@ -25,58 +25,6 @@ TARGETS = {
     "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
 }
 Build = Callable[..., PreTrainedModel]
-
-
-def attach(model: nn.Module, targets: Any = TARGETS["llama"], **changes: Any) -> RoutedModel:
-    """Routed, with experts that do something: B starts at zero, so it is drawn."""
-    torch.manual_seed(3)
-    routed = RoutedModel.attach(
-        model, **{"experts": K, "rank": R, "alpha": ALPHA, "targets": targets, **changes}
-    )
-    with torch.no_grad():
-        for parameter in routed.parameters():
-            parameter.normal_(0.0, 0.2)
-    return routed
-
-
-def draw_routes(rows: int, routed: RoutedModel, seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    w = torch.rand(rows, routed.groups, routed.parameters()[0].shape[0], generator=generator)
-    return w / w.sum(-1, keepdim=True)
-
-
-def delta(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor, mixing: str = "exact") -> torch.Tensor:
-    """The change of the weight [out, in] that a route w [K] means, in float64, by loops over experts."""
-    a, b, w = a.double(), b.double(), w.double()
-    if mixing == "exact":
-        total = sum(w[k] * (b[:, k] @ a[k]) for k in range(len(w)))
-    else:
-        total = sum(w[k] * b[:, k] for k in range(len(w))) @ sum(w[k] * a[k] for k in range(len(w)))
-    return ALPHA / R * total
-
-
-def merged(model: PreTrainedModel, routed: RoutedModel, w: torch.Tensor, mixing: str) -> PreTrainedModel:
-    """A float64 copy of the base model, one route w [G, K] merged into its weights."""
-    reference = copy.deepcopy(model).double()
-    experts = routed.experts()
-    for m in routed.modules:
-        weight = reference.get_submodule(m.name).weight
-        change = delta(experts[f"{m.name}.A"], experts[f"{m.name}.B"], w[m.group], mixing)
-        weight += change.T if type(reference.get_submodule(m.name)).__name__ == "Conv1D" else change
-    return reference
-
-
-def logits(model: nn.Module, ids: torch.Tensor, **options: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=ids, **options).logits
-
-
-def some_ids(rows: int, width: int = 9, seed: int = 0) -> torch.Tensor:
-    return torch.randint(3, 100, (rows, width), generator=torch.Generator().manual_seed(seed))
-
-
-def layer_bytes(model: nn.Module) -> dict[str, bytes]:
-    return {name: t.detach().numpy().tobytes() for name, t in model.state_dict().items()}
 
 
 # What a route computes

@@ -8,21 +8,32 @@ Knows nothing of stores and documents.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache
 
 from polyprag.errors import InvalidInput
 
 Mixing = Literal["exact", "factors"]
 
-DEFAULT_TARGETS = ("gate_proj", "up_proj", "down_proj")
+AUTO = "auto"
+DEFAULT_TARGETS = (AUTO,)
+
+# By the names inside a block, which all families of transformers take from these few.
+_MLP_PARTS = re.compile(r"mlp|ffn|feed_?forward|^ff$")
+_MLP_LAYERS = re.compile(r"(gate|up|down|gate_up)_proj|fc1|fc2|fc_in|fc_out|c_fc|dense_(h_to_4h|4h_to_h)")
+_NO_MLP_PARTS = re.compile(r"attn|attention|norm|router|^experts$|^gate$|_gate$")
+_ONE_OF_MANY_EXPERTS = re.compile(r"(^|\.)experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -47,22 +58,71 @@ def linear_shape(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def find_targets(model: nn.Module, targets: Sequence[str] = DEFAULT_TARGETS) -> list[ModuleShape]:
-    """The linear-like layers whose last name, or whose dotted name as a pattern, is in ``targets``.
+    """The linear-like layers that ``targets`` name, each its own route group, in the order of the model.
 
-    Every module is its own route group, in the order of the model.
+    A target is the last name of layers (``up_proj``), a pattern of whole dotted names (``*.mlp.*``), or
+    ``auto``: the linear layers of the MLP in every block of the language model, told by their names.
+
+    ``auto`` finds ``gate_proj``, ``up_proj`` and ``down_proj`` in Llama, Mistral, Qwen2, Qwen3 and Gemma,
+    ``dense_h_to_4h`` and ``dense_4h_to_h`` in GPT-NeoX, ``fc1`` and ``fc2`` in Phi, ``gate_up_proj`` and
+    ``down_proj`` in Phi-3, ``c_fc`` and ``mlp.c_proj`` in GPT-2; docs/method.md has more. Of a mixture of
+    experts it finds dense MLPs and shared experts. Where nothing else is (Mixtral, Qwen3-MoE), and in
+    models without MLPs (Mamba), layers have to be named.
+
+    Raises:
+        InvalidInput: a target that no linear layer matches; a layer that sees the tokens of no whole row.
     """
+    layers = {
+        name: shape for name, layer in model.named_modules() if (shape := linear_shape(layer)) is not None
+    }
+    if not targets:
+        raise InvalidInput("no target: name layers, or give 'auto'")
+    wanted: set[str] = set()
+    for target in targets:
+        if target == AUTO:
+            matched = _mlp_layers(model, layers)
+        else:
+            matched = {n for n in layers if n.rpartition(".")[2] == target or fnmatchcase(n, target)}
+        if not matched:
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers)) or "none at all"
+            lacking = (
+                "the layers of its MLPs could not be told" if target == AUTO else f"none matches {target!r}"
+            )
+            raise InvalidInput(
+                f"of the linear layers of {type(model).__name__}, {lacking}; name some of them as targets, "
+                f"or give patterns of whole names such as '*.mlp.*'; it has: {known}"
+            )
+        wanted |= matched
     found: list[ModuleShape] = []
-    for name, layer in model.named_modules():
-        if any(name.rsplit(".", 1)[-1] == t or fnmatchcase(name, t) for t in targets):
-            shape = linear_shape(layer)
-            if shape is not None:
-                found.append(ModuleShape(name, *shape, group=len(found)))
-    if not found:
-        raise InvalidInput(
-            f"no linear layer of {type(model).__name__} matches {list(targets)}; "
-            "name its layers, e.g. ['fc1', 'fc2'] or ['*.mlp.*']"
-        )
+    for name, shape in layers.items():
+        # A layer that is wrapped already has its inner layers behind it: they are not layers of their own.
+        if name not in wanted or (found and name.startswith(f"{found[-1].name}.")):
+            continue
+        if _ONE_OF_MANY_EXPERTS.search(name):
+            raise InvalidInput(
+                f"{name} sees the tokens that a mixture of experts picks from all rows, so rows cannot have "
+                "routes there: choose other targets"
+            )
+        found.append(ModuleShape(name, *shape, group=len(found)))
     return found
+
+
+def _mlp_layers(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """The layers of MLPs, by their names; in a model that also sees or hears, those of its language model."""
+    get_decoder = getattr(model, "get_decoder", None)
+    language = get_decoder() if callable(get_decoder) else model
+    if not any(isinstance(part, nn.ModuleList) for part in language.modules()):
+        language = model  # a few families call their head so
+    inside = {id(part) for part in language.modules()}
+    return {name for name in names if id(model.get_submodule(name)) in inside and _is_mlp(name.split("."))}
+
+
+def _is_mlp(parts: list[str]) -> bool:
+    block = next((i + 1 for i, part in enumerate(parts) if part.isdecimal()), 0)
+    parts = parts[block:]
+    if any(_NO_MLP_PARTS.search(part) for part in parts):
+        return False
+    return any(map(_MLP_PARTS.search, parts)) or _MLP_LAYERS.fullmatch(parts[-1]) is not None
 
 
 class RoutedLinear(nn.Module):
@@ -111,7 +171,7 @@ class RoutedLinear(nn.Module):
             # (sum w_k B_k)(sum w_k A_k) x: the cross terms of the published method.
             h = (w * self.scale) * (h * w).sum(-2, keepdim=True)
         delta: Tensor = h.flatten(-2) @ self.B.to(x.dtype).flatten(1).T
-        return y + delta
+        return y + delta.to(y.dtype)
 
 
 def _rows(w: Tensor, rows: int) -> Tensor:
@@ -132,13 +192,15 @@ class RoutedModel:
     >>> routed.detach()                # the very layers of before; their weights were never touched
 
     The route lives in a context variable of this object, so threads and tasks do not see each other's.
-    Outside ``route`` the model is the base model.
+    Outside ``route`` the model is the base model. ``torch.compile`` reads the variable as one more input
+    of its graph: another route of as many rows does not compile anew.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, RoutedLinear], route: ContextVar[Tensor | None]):
         self.model = model
         self.layers = layers
         self._route = route
+        self._checkpointed: list[tuple[nn.Module, Callable[..., Any] | None]] = []
 
     @classmethod
     def attach(
@@ -169,10 +231,12 @@ class RoutedModel:
         # All are made before the first is attached: what fails above leaves the model as it was.
         for name, layer in layers.items():
             _replace(model, name, layer)
+        keep_layouts(model)
         return cls(model, layers, route)
 
     def detach(self) -> None:
-        """Put the base layers back. A second call does nothing."""
+        """Put the base layers back, and end checkpointing. A second call does nothing."""
+        self.disable_checkpointing()
         for name, layer in self.layers.items():
             if self.model.get_submodule(name) is layer:
                 _replace(self.model, name, layer.base)
@@ -203,6 +267,43 @@ class RoutedModel:
         finally:
             self._route.reset(token)
 
+    def enable_checkpointing(self) -> None:
+        """Keep no activations inside the model's blocks: the backward pass computes them again.
+
+        Each block is recomputed under the route of its forward pass, whichever thread, and whatever route,
+        the backward pass runs in. Modes are left alone: a model in evaluation mode, without dropout, is
+        checkpointed too, which transformers' own ``activation_checkpointing_enable`` does not do. Calls
+        that are to be differentiated need ``use_cache=False``; others, such as ``generate``, do as ever.
+        """
+        if self._checkpointed:
+            return
+        blocks = _blocks(self.model, self.layers)
+        if not blocks:
+            raise InvalidInput(
+                f"{type(self.model).__name__} has no list of blocks around the routed layers to checkpoint"
+            )
+        for block in blocks:
+            # Where a hook has replaced the method already, its replacement is what goes back.
+            self._checkpointed.append((block, block.__dict__.get("forward")))
+            block.__dict__["forward"] = _Checkpointed(block.forward, self.checkpoint_context)
+
+    def disable_checkpointing(self) -> None:
+        """Undo :meth:`enable_checkpointing`."""
+        for block, forward in self._checkpointed:
+            if forward is None:
+                del block.__dict__["forward"]
+            else:
+                block.__dict__["forward"] = forward
+        self._checkpointed = []
+
+    def checkpoint_context(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The ``context_fn`` with which checkpointing of one's own keeps routes.
+
+        For ``torch.utils.checkpoint``, and for transformers' with
+        ``{"use_reentrant": False, "context_fn": routed.checkpoint_context}``.
+        """
+        return nullcontext(), _Again(self._route)
+
     def experts(self) -> dict[str, Tensor]:
         """``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], detached."""
         state = {}
@@ -221,6 +322,58 @@ class RoutedModel:
                 parameter.copy_(state[key])
 
 
+class _Again(AbstractContextManager[None]):
+    """The value that a context variable had when this was made; to enter often, and in any thread."""
+
+    def __init__(self, variable: ContextVar[Tensor | None]) -> None:
+        self._variable = variable
+        self._value = variable.get()
+        self._entered = threading.local()
+
+    def __enter__(self) -> None:
+        tokens: list[Token[Tensor | None]] = self._entered.__dict__.setdefault("tokens", [])
+        tokens.append(self._variable.set(self._value))
+
+    def __exit__(self, *_: object) -> None:
+        self._variable.reset(self._entered.tokens.pop())
+
+
+class _Checkpointed:
+    """The ``forward`` of a block, whose activations are computed again when they are needed."""
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        context: Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]],
+    ) -> None:
+        self._forward = forward
+        self._context = context
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._forward(*args, **kwargs)
+        if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+            raise InvalidInput(
+                "a block that is computed twice would fill its cache twice: pass use_cache=False"
+            )
+        # A compiler takes the route into its graph, whose recomputation then has it anyway.
+        options: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": self._context}
+        return checkpoint(self._forward, *args, use_reentrant=False, **options, **kwargs)
+
+
+def _blocks(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
+    """The members of the outermost module lists that hold the named layers."""
+    lists: dict[int, nn.ModuleList] = {}
+    for name in names:
+        part = model
+        for step in name.split("."):
+            if isinstance(part, nn.ModuleList):
+                lists[id(part)] = part
+                break
+            part = part.get_submodule(step)
+    return [block for members in lists.values() for block in members]
+
+
 def _resolve(model: nn.Module, targets: Sequence[str] | Sequence[ModuleShape]) -> list[ModuleShape]:
     shapes = [t for t in targets if isinstance(t, ModuleShape)]
     if not shapes:
@@ -236,6 +389,19 @@ def _resolve(model: nn.Module, targets: Sequence[str] | Sequence[ModuleShape]) -
                 f"the model has {found}"
             )
     return shapes
+
+
+def keep_layouts(model: nn.Module) -> None:
+    """Have the 4-bit layers of bitsandbytes keep their weights as they are, for good.
+
+    Where the CPU has AVX512-BF16, such a layer lays its weights out anew, in place and with some loss, when
+    it is first called without gradients, and cannot be differentiated from then on: a model that has just
+    written its own training data could not be trained.
+    """
+    for layer in model.modules():
+        if layer.__dict__.get("support_avx512bf16_for_cpu"):
+            layer.__dict__["support_avx512bf16_for_cpu"] = False
+            layer.state_dict()  # brings the first layout back
 
 
 def _device(layer: nn.Module) -> torch.device:

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from polyprag.errors import BaseModelMismatch, BaseModelMissing, InvalidInput
+from polyprag.layers import keep_layouts
 
 SMALL_MODEL = "SmolLM2-135M-Instruct, GGUF Q4_1, dequantised"
 SMALL_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -140,6 +141,7 @@ def load_base_model(
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)
     model.eval()
+    keep_layouts(model)
     return BaseModel(model.to(target), tokenizer, label)
 
 
