@@ -622,6 +622,7 @@ def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_fold
     rows = [{"id": i, "title": f"Mill {n}", "text": f"The {n} mill is in Ost."} for i, n in enumerate(NAMES)]
     options = ["--model", model_folder, *TINY]
     small = ["--epochs", "1", "--pairs", "1", "--experts", "4", "--routing", "table", "--codec", "f16"]
+    small += ["--targets", "up_proj, *.1.mlp.down_proj", "--targets", "o_proj"]
     code, out, err = run("encode", corpus(tmp_path / "c.jsonl", *rows), store, *options, *small)
     assert code == 0, err
     assert "4 documents, tiny, cpu" in out
@@ -629,6 +630,13 @@ def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_fold
     spec = Store.open(store).spec
     assert (spec.codec, spec.experts, spec.id_type) == ("f16", 4, "u64")
     assert (spec.recipe["train"]["epochs"], spec.recipe["augment"]["pairs"]) == (1, 1)
+    assert [m.name.split(".", 2)[2] for m in spec.modules] == [
+        "0.self_attn.o_proj",
+        "0.mlp.up_proj",
+        "1.self_attn.o_proj",
+        "1.mlp.up_proj",
+        "1.mlp.down_proj",
+    ]
 
     new = corpus(tmp_path / "new.jsonl", {"id": 9, "text": "The fjord bridge."}, rows[0])
     code, _, err = run("add", new, store, *options)

@@ -86,6 +86,13 @@ def encode(
         float | None,
         typer.Option(help="LoRA alpha; the experts' output is scaled by alpha / rank. Default: 32."),
     ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers that get experts: last names (`q_proj`), patterns of whole names (`*.mlp.*`) or "
+            "`auto`, the layers of the MLPs; several times or with commas. Default: `auto`."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -147,6 +154,7 @@ def encode(
         experts=experts,
         rank=rank,
         alpha=alpha,
+        targets=tuple(t.strip() for given in targets for t in given.split(",")) if targets else None,
         epochs=epochs,
         seed=seed,
     )
