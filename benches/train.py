@@ -28,7 +28,7 @@ import torch
 
 from common import arguments, report
 from polyprag.batches import Order, collate
-from polyprag.layers import DEFAULT_TARGETS
+from polyprag.layers import find_targets
 from polyprag.models import BaseModel, load_base_model
 from polyprag.samples import Sample
 from polyprag.trainer import Progress, TrainSettings, train
@@ -110,7 +110,8 @@ def peft_prag(base: BaseModel, samples: Sequence[Sample], width: int | None = No
     from peft import LoraConfig, get_peft_model
 
     def document(own: Sequence[Sample], folder: str) -> None:
-        config = LoraConfig(r=2, lora_alpha=32, target_modules=list(DEFAULT_TARGETS), task_type="CAUSAL_LM")
+        targets = [m.name for m in find_targets(base.model)]
+        config = LoraConfig(r=2, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
         model = get_peft_model(base.model, config)
         model.train()
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
@@ -143,7 +144,7 @@ def peft_poly(base: BaseModel, batches: Sequence[Sequence[Sample]], documents: i
         n_tasks=documents,
         n_skills=settings.experts,
         n_splits=1,
-        target_modules=list(DEFAULT_TARGETS),
+        target_modules=[m.name for m in find_targets(base.model)],
         task_type="CAUSAL_LM",
     )
     model: Any = get_peft_model(base.model, config)
