@@ -17,19 +17,22 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
+
+from rich.console import Console
 
 from common import machine
 from polyprag import Document, recode
 from polyprag.augment import read_pairs
 from polyprag.corpus import read_unified
-from polyprag.encode import AUGMENTATION, encode
+from polyprag.encode import AUGMENTATION, Recipe, add, encode
 from polyprag.engine import Engine
 from polyprag.evaluation.controls import derangement, leaked
 from polyprag.evaluation.data import EvaluationSet, Question, evaluation_set, popqa_rows
 from polyprag.evaluation.report import SystemResult, score_system
 from polyprag.evaluation.statistics import paired_difference
-from polyprag.models import load_base_model
+from polyprag.models import BaseModel, load_base_model
 from polyprag.progress import Bars
 from polyprag.recipes import System as Preset
 from polyprag.recipes import recipe_of, with_settings
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="train.epochs=6")
     parser.add_argument("--model", help="base model; default: the small one")
     parser.add_argument("--work", type=Path, required=True, help="stores and augmentation, to resume from")
+    parser.add_argument("--added", type=int, default=0, help="so many of the documents are added afterwards")
     parser.add_argument("--combine", action="store_true", help="also passages with right and wrong route")
     parser.add_argument("--note", default="", help="kept in the row")
     parser.add_argument("--json", type=Path, default=RESULTS, help="append the row here")
@@ -68,39 +72,22 @@ def main() -> None:
 
 
 def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
-    from rich.console import Console
-
     recipe = with_settings(recipe_of(arguments.system), arguments.set)
     recipe = replace(recipe, train=replace(recipe.train, seed=arguments.seed))
     sample = corpus(arguments.data, arguments.documents, arguments.questions, arguments.skip)
     names = [arguments.data, arguments.system, len(sample.documents), arguments.skip, arguments.seed]
+    names += [f"added={arguments.added}"] if arguments.added else []
     folder = arguments.work / "-".join([*map(str, names), *(s.replace("/", "_") for s in arguments.set)])
     pairs = arguments.work / f"{arguments.data}-{AUGMENTATION}"
     folder.mkdir(parents=True, exist_ok=True)
     base = load_base_model(arguments.model)
-    lora = recipe.train.routing == "lora"
-    full, small = folder / "full.polyprag", folder / "small.polyprag"
     started = time.monotonic()
-    if not full.exists():
-        with Bars(Console(stderr=True)) as bars:
-            encode(
-                base,
-                sample.documents,
-                full,
-                recipe,
-                codec=None if lora else "f32",
-                work=folder,
-                reporter=bars,
-                augmentation=pairs,
-            )
-    encoded = time.monotonic() - started
-    if not lora and not small.exists():
-        recode(
-            full, small, codec=f"code({recipe.train.code_dim})" if recipe.train.routing == "code" else "q8"
-        )
+    stores = encoded(base, sample, folder, pairs, recipe, arguments.added)
+    seconds = time.monotonic() - started
+    new = {d.id for d in sample.documents[len(sample.documents) - arguments.added :]}
     figures: dict[str, Any] = {}
     own = []
-    for store in (full,) if lora else (small, full):
+    for store in stores:
         with Engine.open(store, base) as engine:
             results = ask(engine, sample.questions, arguments.combine and not own)
             figures[engine.store.spec.codec] = {
@@ -109,6 +96,13 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
                 "bytes_per_document": engine.store.info().route_bytes_per_document,
             }
             own.append(results["own_route"])
+            for name in ("own_route", "wrong_route") if new else ():
+                scores = [
+                    a.f1
+                    for a, q in zip(results[name].answers, sample.questions, strict=True)
+                    if new.issuperset(q.documents)
+                ]
+                figures[engine.store.spec.codec][f"{name}_of_{len(scores)}_added"] = round(fmean(scores), 4)
     leaks = leaked(sample.questions, read_pairs(pairs))
     return {
         "data": arguments.data,
@@ -119,14 +113,38 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
         "system": arguments.system,
         "set": arguments.set,
         "figures": figures,
-        "small_minus_f32": None if lora else difference(*own),
+        "added": arguments.added,
+        "small_minus_f32": difference(*own) if len(own) == 2 else None,
         "leaked_questions": len(leaks.questions),
-        "encode_seconds": round(encoded, 1),
+        "encode_seconds": round(seconds, 1),
         "machine": machine(),
         "note": arguments.note,
         "recipe": recipe.to_json(),
         "own_by_question": [[round(a.f1, 4) for a in result.answers] for result in own],
     }
+
+
+def encoded(
+    base: BaseModel, sample: EvaluationSet, folder: Path, pairs: Path, recipe: Recipe, added: int
+) -> list[Path]:
+    """The stores of an experiment: with small routes and with f32 ones, where both can be had."""
+    full, small = folder / "full.polyprag", folder / "small.polyprag"
+    both = recipe.train.routing != "lora" and not added
+    old = sample.documents[: len(sample.documents) - added]
+    with Bars(Console(stderr=True)) as bars:
+        if not full.exists():
+            codec = "f32" if both else None
+            encode(base, old, full, recipe, codec=codec, work=folder, reporter=bars, augmentation=pairs)
+        if added:
+            # Those that are there already after an interruption are left out.
+            rest = sample.documents[len(old) :]
+            add(base, rest, full, on_duplicate="skip", work=folder, reporter=bars)
+    if not both:
+        return [full]
+    if not small.exists():
+        codec = f"code({recipe.train.code_dim})" if recipe.train.routing == "code" else "q8"
+        recode(full, small, codec=codec)
+    return [small, full]
 
 
 def ask(engine: Engine, questions: tuple[Question, ...], combine: bool) -> dict[str, SystemResult]:
