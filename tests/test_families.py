@@ -90,14 +90,14 @@ def test_auto_leaves_attention_routers_and_other_towers_alone() -> None:
 
 
 def test_where_no_mlp_is_found_the_error_names_what_there_is() -> None:
-    with pytest.raises(InvalidInput, match=r"MLPs could not be told.*it has: gate_proj"):
+    with pytest.raises(InvalidInput, match=r"told to be of an MLP.*it has: gate_proj"):
         find_targets(nn.ModuleDict({"attention": Attention()}))
     with pytest.raises(InvalidInput, match="it has: none at all"):
         find_targets(nn.ModuleList([nn.LayerNorm(4)]))
 
 
 def test_every_target_has_to_match_something(build_model: Build) -> None:
-    with pytest.raises(InvalidInput, match=r"none matches 'upproj'.*up_proj"):
+    with pytest.raises(InvalidInput, match=r"no linear layer.* matches 'upproj'.*up_proj"):
         find_targets(build_model(), ("down_proj", "upproj"))
 
 

@@ -85,12 +85,10 @@ def find_targets(model: nn.Module, targets: Sequence[str] = DEFAULT_TARGETS) -> 
             matched = {n for n in layers if n.rpartition(".")[2] == target or fnmatchcase(n, target)}
         if not matched:
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers)) or "none at all"
-            lacking = (
-                "the layers of its MLPs could not be told" if target == AUTO else f"none matches {target!r}"
-            )
+            lacking = "could be told to be of an MLP" if target == AUTO else f"matches {target!r}"
             raise InvalidInput(
-                f"of the linear layers of {type(model).__name__}, {lacking}; name some of them as targets, "
-                f"or give patterns of whole names such as '*.mlp.*'; it has: {known}"
+                f"no linear layer of {type(model).__name__} {lacking}; name some of them as targets, or give "
+                f"patterns of whole names such as '*.mlp.*'; it has: {known}"
             )
         wanted |= matched
     found: list[ModuleShape] = []
