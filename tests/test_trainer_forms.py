@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,25 @@ def test_a_kill_at_any_write_costs_no_bit(tiny_base: BaseModel, tmp_path: Path) 
             assert all(arrays(resumed)[n].tobytes() == a.tobytes() for n, a in arrays(whole).items()), call
     finally:
         torch.set_num_threads(threads)
+
+
+def test_activations_that_are_computed_twice_are_the_same(tiny_base: BaseModel) -> None:
+    plain = train(tiny_base, facts(tiny_base), 4, SMALL)
+    twice = train(tiny_base, facts(tiny_base), 4, replace(SMALL, checkpointing=True))
+    assert all(arrays(twice)[name].tobytes() == a.tobytes() for name, a in arrays(plain).items())
+    again = train(tiny_base, facts(tiny_base), 4, SMALL)
+    assert same(again, plain), "nothing of it stays on the model"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
+@pytest.mark.skipif(
+    shutil.which("g++") is None or "POLYPRAG_PROOF" not in os.environ,
+    reason="torch.compile needs a C++ compiler and a minute: POLYPRAG_PROOF=1",
+)
+def test_a_compiled_model_trains_alike(tiny_base: BaseModel) -> None:
+    plain = train(tiny_base, facts(tiny_base), 4, replace(SMALL, epochs=1))
+    compiled = train(tiny_base, facts(tiny_base), 4, replace(SMALL, epochs=1, compile=True))
+    assert largest_difference(plain, compiled) < 1e-3
 
 
 def test_mixtures_teach_the_mean_of_several_routes(

@@ -55,6 +55,8 @@ class TrainSettings:
     ``alpha`` / ``rank`` scales the experts; ``table_lr`` is for z, ``code_lr`` for c, which move only in the
     steps that meet their document (see :mod:`polyprag.rows`).
     ``batch_size``: samples a step, over all processes; a step works them off in ``accumulation`` parts.
+    ``checkpointing``: keep no activations inside the blocks of the model, and compute them twice: less
+    memory, a third more time. ``compile``: let torch compile the model, which takes a minute or more.
     ``warmup``: share of the steps in which the learning rates rise; then ``schedule`` lets them fall to 0.
     ``gumbel``: logistic noise on the logits while training, as Poly does (relaxed Bernoulli, temperature 1).
     ``mixture``: share of the samples that are trained under the mean route of their document and
@@ -83,6 +85,8 @@ class TrainSettings:
     epochs: int = 4
     batch_size: int = 8
     accumulation: int = 1
+    checkpointing: bool = False
+    compile: bool = False
     expert_lr: float = 1e-3
     decoder_lr: float = 0.02
     code_lr: float = 0.3
@@ -280,6 +284,9 @@ class _Run:
                 self.router = self._new_router()
                 self.rows = self._new_rows()
                 self.shared, self.optimiser = self._new_optimiser()
+                if settings.checkpointing:
+                    self.routed.enable_checkpointing()
+                self.model: Any = torch.compile(base.model, dynamic=True) if settings.compile else base.model
             except BaseException:
                 self.routed.detach()
                 raise
@@ -441,7 +448,7 @@ class _Run:
                 routes = self.phi(self._logits(self._codes(documents, rows)))
             w = torch.einsum("bn,ngk->bgk", mixing[list(places)], routes)
             with self.routed.route(w):
-                logits = self.base.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             loss = nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
             )
