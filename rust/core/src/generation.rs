@@ -10,7 +10,7 @@ use crate::experts::Experts;
 use crate::files::{Directory, Mapped};
 use crate::manifest::{Current, Hash, Manifest, Part, Pinned, role};
 use crate::parallel::in_parallel;
-use crate::routes::{Codec, Decoder, Keeps, RouteSegment, Scales, route_weights};
+use crate::routes::{Codec, Decoder, Keeps, RouteSegment, Router, Scales, route_weights};
 use crate::spec::{IdType, StoreSpec};
 
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub struct Generation {
     pub codec: Arc<dyn Codec>,
     pub experts: Experts,
     pub decoder: Option<Decoder>,
+    pub router: Option<Router>,
     pub scales: Vec<(Hash, Arc<Scales>)>,
     // All three in order of docnos, none overlapping another.
     pub routes: Vec<RouteSegment>,
@@ -62,6 +63,10 @@ impl Generation {
         let experts = Experts::open(map(experts)?, &spec)?;
         let decoder = match only(role::DECODER) {
             Some(part) => Some(Decoder::open(map(part)?, spec.logits(), codec.columns())?),
+            None => None,
+        };
+        let router = match only(role::ROUTER) {
+            Some(part) => Some(Router::open(map(part)?)?),
             None => None,
         };
         let mut scales = Vec::new();
@@ -131,6 +136,7 @@ impl Generation {
             codec,
             experts,
             decoder,
+            router,
             scales,
             routes,
             ids,

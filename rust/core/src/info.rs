@@ -32,9 +32,10 @@ pub struct StoreInfo {
 }
 
 /// The order in which roles are told; unknown ones follow.
-const ORDER: [&str; 9] = [
+const ORDER: [&str; 10] = [
     role::EXPERTS,
     role::DECODER,
+    role::ROUTER,
     role::SCALES,
     role::ROUTES,
     role::IDS,

@@ -37,6 +37,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub mod role {
     pub const EXPERTS: &str = "experts";
     pub const DECODER: &str = "decoder";
+    pub const ROUTER: &str = "router";
     pub const SCALES: &str = "scales";
     pub const ROUTES: &str = "routes";
     pub const IDS: &str = "ids";
@@ -312,6 +313,7 @@ impl Manifest {
         for (role, expected) in [
             (role::EXPERTS, 1..=1),
             (role::DECODER, decoders..=decoders),
+            (role::ROUTER, 0..=decoders),
             (role::DEAD, 0..=1),
         ] {
             let n = self.of_role(role).count();

@@ -1,5 +1,5 @@
 //! Taking over the documents of another store that was encoded with the same experts. Records are copied bit for
-//! bit; docnos are those of the store that takes them.
+//! bit; docnos are those of the store that takes them. So is the amortised router, if it has one: no record needs it.
 
 use crate::bm25::FilterValues;
 use crate::documents::LastBlock;

@@ -1,5 +1,5 @@
 //! The same documents with their routes, or experts, kept in another way: a new store beside the old one.
-//! Documents, ids and index are copied as they are; docnos stay.
+//! Documents, ids and index are copied as they are; docnos stay. The amortised router comes along where its decoder does.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -63,6 +63,7 @@ pub fn recode(
             }
             role::DECODER if !matches!(how, None | Some(How::Codes)) => {}
             role::ROUTES | role::SCALES if how.is_some() => {}
+            role::ROUTER => {} // below, when the decoder is known
             role => {
                 copy_part(&source.dir, part, dir)?;
                 manifest.parts.push(part.clone());
@@ -77,6 +78,15 @@ pub fn recode(
         let digest = Decoder::write(dir, &file, decoder, spec.logits(), codec.columns())?;
         decoder_hash = Some(Hash(digest.blake3));
         manifest.parts.push(Part::new(role::DECODER, file, digest));
+    }
+
+    // A router makes codes for the decoder that it was trained with, and for no other.
+    let decoder_before = source.manifest().of_role(role::DECODER).next();
+    if decoder_before.map(|part| part.blake3) == decoder_hash {
+        for part in source.manifest().of_role(role::ROUTER) {
+            copy_part(&source.dir, part, dir)?;
+            manifest.parts.push(part.clone());
+        }
     }
 
     if let Some(how) = &how {

@@ -166,6 +166,12 @@ impl Store {
         Ok(self.current()?.decoder.as_ref().and_then(|d| d.views()))
     }
 
+    /// The tensors of the amortised router in order of their names, if the store has one.
+    pub fn router(&self) -> Result<Option<Vec<TensorView>>> {
+        let generation = self.current()?;
+        Ok(generation.router.as_ref().map(|r| r.views().to_vec()))
+    }
+
     /// Best first, of the documents that pass the filter. Anything is a question; one without a word
     /// finds nothing.
     pub fn search(&self, text: &str, k: usize, filter: Option<&Filter>) -> Result<Vec<Hit>> {

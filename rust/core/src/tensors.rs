@@ -122,6 +122,17 @@ impl Header {
         self.metadata.info(name).ok_or_else(missing)
     }
 
+    /// What it says of all its tensors, as if they were of `dtype`.
+    pub fn slots(&self, dtype: Dtype) -> Vec<Slot> {
+        let infos = self.metadata.tensors();
+        let slots = infos.into_iter().map(|(name, info)| Slot {
+            name,
+            dtype,
+            shape: info.shape.clone(),
+        });
+        slots.collect()
+    }
+
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         let raw = self.info(name)?.dtype;
         Dtype::from_raw(raw).ok_or_else(|| {
@@ -193,6 +204,11 @@ pub struct TensorFile {
 impl TensorFile {
     pub fn get(&self, name: &str) -> Option<&TensorView> {
         self.tensors.get(*self.places.get(name)?)
+    }
+
+    /// In the order of the slots with which the file was opened.
+    pub fn tensors(&self) -> &[TensorView] {
+        &self.tensors
     }
 
     /// Looks for numbers that no writer writes.

@@ -50,6 +50,7 @@ pub fn verify(generation: &Generation) -> Result<VerifyReport> {
     // The lengths are right, so the maps can be read to their ends.
     generation.experts.verify()?;
     generation.decoder.iter().try_for_each(|d| d.verify())?;
+    generation.router.iter().try_for_each(|r| r.verify())?;
     generation.scales.iter().try_for_each(|(_, s)| s.verify())?;
     generation.routes.iter().try_for_each(|s| s.verify())?;
     generation.ids.iter().try_for_each(|s| s.verify())?;

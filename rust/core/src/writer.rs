@@ -20,7 +20,7 @@ use crate::generation::{Generation, Index, index_files};
 use crate::lock::take_lock;
 use crate::manifest::{Hash, Manifest, Part, Pinned, role};
 use crate::new_folder::NewFolder;
-use crate::routes::{Codec, Decoder, DecoderInput, Keeps};
+use crate::routes::{Codec, Decoder, DecoderInput, Keeps, Router};
 use crate::spec::StoreSpec;
 use crate::staged::Staged;
 use crate::store::Store;
@@ -138,6 +138,30 @@ impl Writer {
                 _lock: lock,
             })),
         })
+    }
+
+    /// Gives a new store, whose codec keeps codes, its amortised router: named f32 tensors that make a document's
+    /// code of its text. Once, and before the first commit.
+    pub fn keep_router(&mut self, router: &[Tensor<'_>]) -> Result<()> {
+        let session = self.session()?;
+        if session.codec.keeps() != Keeps::Code {
+            let codec = session.spec.codec;
+            return Err(Error::invalid(format!(
+                "codec {codec} keeps no codes and takes no router"
+            )));
+        }
+        let parts = match &mut session.base {
+            Base::New { parts, .. } if parts.iter().all(|p| p.role != role::ROUTER) => parts,
+            _ => {
+                return Err(Error::invalid(
+                    "router: it is given once, to a new store before its first commit",
+                ));
+            }
+        };
+        let file = format!("{}-{:08}.safetensors", role::ROUTER, 1);
+        let digest = Router::write(&session.dir, &file, router)?;
+        parts.push(Part::new(role::ROUTER, file, digest));
+        Ok(())
     }
 
     pub(crate) fn open(dir: Directory) -> Result<Self> {

@@ -222,7 +222,7 @@ impl Victim {
         count("sealed cuts", cuts);
         count("sealed flips", self.cases - cuts);
         count(
-            "of them of experts, decoder and index that read as other numbers",
+            "of them of experts, decoder, router and index that read as other numbers",
             missed,
         );
     }

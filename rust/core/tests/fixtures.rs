@@ -84,11 +84,13 @@ fn answers(store: &Store, shape: &str) -> Value {
         .unwrap()
         .into_iter()
         .flat_map(|(v, b)| [v, b]);
+    let router = store.router().unwrap().into_iter().flatten();
     let tensors = store.experts().unwrap().into_iter();
     let tensors = tensors
         .flat_map(|t| [Some(t.raw), t.scale])
         .flatten()
-        .chain(decoder);
+        .chain(decoder)
+        .chain(router);
     let tensors = tensors.map(|t| {
         let hash = blake3::hash(t.bytes()).to_hex();
         json!([t.name, t.dtype.name(), t.shape, hash.as_str()])

@@ -1063,6 +1063,7 @@ fn tensor_files(cases: &mut Cases) {
         ("q8 words", "experts"),
         ("code(3) numbered", "experts"),
         ("code(3) numbered", "decoder"),
+        ("code(3) numbered", "router"),
     ] {
         let header = move |f: &Forge, change: &dyn Fn(&mut Value)| {
             let name = f.parts(role)[0].clone();
@@ -1175,6 +1176,59 @@ fn tensor_files(cases: &mut Cases) {
     }
 }
 
+fn routers(cases: &mut Cases) {
+    let mut of = |name: &str, tensors: Vec<(String, &str, Vec<usize>)>| {
+        let mut end = 0;
+        let mut header = serde_json::Map::new();
+        for (name, dtype, shape) in tensors {
+            let start = end;
+            end += 4 * shape.iter().product::<usize>();
+            header.insert(
+                name,
+                json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]}),
+            );
+        }
+        let mut text = serde_json::to_vec(&header).unwrap();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let file = [&(text.len() as u64).to_le_bytes()[..], &text, &vec![0; end]].concat();
+        cases.on(
+            "code(3) numbered",
+            format!("router of {name}"),
+            Refused,
+            move |f| f.replace(&f.parts("router")[0], &file),
+        );
+    };
+    let one = |name: &str, dtype: &'static str, shape: &[usize]| {
+        vec![(name.to_owned(), dtype, shape.to_vec())]
+    };
+    of("integers", one("a", "I32", &[2]));
+    of("a tensor without sides", one("a", "F32", &[]));
+    of("a tensor of three sides", one("a", "F32", &[1, 2, 1]));
+    of("an empty tensor", one("a", "F32", &[2, 0]));
+    of("a tensor without a name", one("", "F32", &[2]));
+    of("a name of 129 bytes", one(&"a".repeat(129), "F32", &[2]));
+    for name in ["a/b", "a b", "ä", "a\0", "../a"] {
+        of(&format!("a tensor named {name:?}"), one(name, "F32", &[2]));
+    }
+    let many = (0..65).map(|i| (format!("t{i}"), "F32", vec![1]));
+    of("65 tensors", many.collect());
+    cases.on("code(3) numbered", "two routers", Refused, |f| {
+        let bytes = f.read(&f.parts("router")[0]);
+        fs::write(f.path.join("router-00000099.safetensors"), &bytes).unwrap();
+        f.alter(|m| {
+            let mut part = part_of(m, "router").clone();
+            part["file"] = "router-00000099.safetensors".into();
+            m["parts"].as_array_mut().unwrap().push(part);
+        });
+    });
+    cases.manifest("a router beside routes that are no codes", Refused, |m| {
+        let mut part = part_of(m, "experts").clone();
+        part["role"] = "router".into();
+        part["file"] = "router-00000001.safetensors".into();
+        m["parts"].as_array_mut().unwrap().push(part);
+    });
+}
+
 fn all_cases() -> Vec<Case> {
     let mut cases = Cases::default();
     fields(&mut cases);
@@ -1190,6 +1244,7 @@ fn all_cases() -> Vec<Case> {
     documents(&mut cases);
     dead(&mut cases);
     tensor_files(&mut cases);
+    routers(&mut cases);
     let mut random = Random(seed());
     cases
         .0

@@ -468,3 +468,192 @@ fn what_does_not_fit_the_spec_is_refused_at_creation() {
         "nothing is left behind"
     );
 }
+
+/// What a store keeps of its router, as it was given.
+fn kept_router(store: &Store) -> Option<Vec<(String, Vec<usize>, Vec<u8>)>> {
+    let views = store.router().unwrap()?;
+    let owned = |t: &polyprag_core::TensorView| {
+        assert_eq!(t.dtype, Dtype::F32);
+        (t.name.clone(), t.shape.clone(), t.bytes().to_vec())
+    };
+    Some(views.iter().map(owned).collect())
+}
+
+#[test]
+fn a_router_lives_as_long_as_its_decoder() {
+    let tmp = tempfile::tempdir().unwrap();
+    let at = |name: &str| tmp.path().join(name);
+    let given = Some(router_data());
+    let store = small(&at("s"), "code(3)");
+    assert_eq!(kept_router(&store), given);
+    let held = store.router().unwrap().unwrap();
+    let part = |store: &Store| {
+        let parts = store.info().unwrap().parts;
+        parts.into_iter().find(|p| p.role == "router")
+    };
+    assert_eq!(part(&store).unwrap().files, 1);
+    let file = std::fs::metadata(at("s").join("router-00000001.safetensors")).unwrap();
+    assert_eq!(part(&store).unwrap().bytes, file.len());
+
+    store.snapshot(at("snapshot")).unwrap();
+    store.pack(at("packed")).unwrap();
+    Store::unpack(at("packed"), at("unpacked")).unwrap();
+    for name in ["snapshot", "unpacked"] {
+        assert_eq!(kept_router(&Store::open(at(name)).unwrap()), given);
+    }
+    let mut writer = store.writer().unwrap();
+    writer.compact().unwrap();
+    writer.rollback().unwrap();
+    writer.delete(&ids(&["ada"])).unwrap();
+    writer.commit().unwrap();
+    assert!(store.refresh().unwrap());
+    assert_eq!(kept_router(&store), given);
+    // What was handed out before is still there.
+    assert_eq!(held[0].bytes(), router_data()[0].2);
+    store.verify().unwrap();
+
+    // A merge takes documents, and leaves the router of the store that takes them.
+    let mut other = router_data();
+    other[0].2[..4].copy_from_slice(&9f32.to_le_bytes());
+    for (name, router) in [("with", Some(&other)), ("without", None)] {
+        let (v, b) = Store::open(at("snapshot"))
+            .unwrap()
+            .decoder()
+            .unwrap()
+            .unwrap();
+        let decoder = polyprag_core::DecoderInput {
+            v: v.bytes(),
+            v_shape: &v.shape,
+            b: b.bytes(),
+            b_shape: &b.shape,
+        };
+        let data = expert_data(&spec("code(3)"));
+        let experts = tensors(&data);
+        let mut writer =
+            Store::create(at(name), spec("code(3)"), &experts, Some(&decoder), None).unwrap();
+        if let Some(router) = router {
+            writer.keep_router(&tensors(router)).unwrap();
+        }
+        writer.commit().unwrap();
+        let taken = writer.merge(&store, OnDuplicate::Error).unwrap();
+        assert_eq!(taken, store.len().unwrap());
+        writer.commit().unwrap();
+        drop(writer);
+        let merged = Store::open(at(name)).unwrap();
+        merged.verify().unwrap();
+        assert_eq!(kept_router(&merged).as_ref(), router);
+    }
+
+    // The same decoder keeps it, another one does not, and neither do routes that are no codes.
+    let (v, b) = store.decoder().unwrap().unwrap();
+    let bytes_of = |tensor: &polyprag_core::TensorView| tensor.bytes().to_vec();
+    let (same, moved) = (bytes_of(&v), {
+        let mut bytes = bytes_of(&v);
+        bytes[..4].copy_from_slice(&7f32.to_le_bytes());
+        bytes
+    });
+    let project = vec![0.25f32; CODE * LOGITS];
+    for (name, codec, decoder, keeps) in [
+        ("as it is", "code(3)", None, true),
+        ("four bits", "code(3,int4)", None, true),
+        ("the decoder again", "code(3)", Some(&same), true),
+        ("another decoder", "code(3)", Some(&moved), false),
+        ("logits", "f32", None, false),
+    ] {
+        let decoder = decoder.map(|bytes| {
+            let input = polyprag_core::DecoderInput {
+                v: bytes,
+                v_shape: &v.shape,
+                b: b.bytes(),
+                b_shape: &b.shape,
+            };
+            (input, project.as_slice())
+        });
+        let recoding = Recoding {
+            codec: codec.parse().unwrap(),
+            decoder,
+            expert_dtype: Some(Dtype::F16),
+        };
+        store.recode(at(name), &recoding).unwrap();
+        let recoded = Store::open(at(name)).unwrap();
+        recoded.verify().unwrap();
+        assert_eq!(
+            kept_router(&recoded),
+            given.clone().filter(|_| keeps),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_router_that_cannot_be_kept_is_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let refusal = |error: Error| {
+        assert!(matches!(error, Error::InvalidInput(_)), "{error:?}");
+        error.to_string()
+    };
+    let mut writer = create(&path, spec("q8"));
+    let error = writer.keep_router(&tensors(&router_data())).unwrap_err();
+    assert!(refusal(error).contains("q8 keeps no codes"));
+    drop(writer);
+
+    let (v, b) = (vec![0; 4 * LOGITS * CODE], vec![0; 4 * LOGITS]);
+    let decoder = polyprag_core::DecoderInput {
+        v: &v,
+        v_shape: &[LOGITS, CODE],
+        b: &b,
+        b_shape: &[LOGITS],
+    };
+    let data = expert_data(&spec("code(3)"));
+    let experts = tensors(&data);
+    let mut writer = Store::create(&path, spec("code(3)"), &experts, Some(&decoder), None).unwrap();
+    let one = |name: &str, shape: &[usize]| {
+        let n: usize = shape.iter().product();
+        (name.to_owned(), shape.to_vec(), vec![0u8; 4 * n])
+    };
+    let mut refused = |router: &[(String, Vec<usize>, Vec<u8>)], word: &str| {
+        let message = refusal(writer.keep_router(&tensors(router)).unwrap_err());
+        assert!(message.contains(word), "{message}");
+    };
+    refused(&[], "1 to 64 tensors, got 0");
+    let many: Vec<_> = (0..65).map(|i| one(&format!("t{i}"), &[1])).collect();
+    refused(&many, "got 65");
+    for name in ["", "a b", "a/b", "ä", "__metadata__", &"a".repeat(129)] {
+        refused(&[one(name, &[1])], "names of 1 to 128");
+    }
+    for shape in [&[][..], &[1, 1, 1], &[0], &[2, 0]] {
+        refused(&[one("a", shape)], "one or two sides");
+    }
+    refused(&[one("a", &[1]), one("a", &[1])], "twice");
+    let mut nan = one("a", &[1]);
+    nan.2.copy_from_slice(&f32::NAN.to_le_bytes());
+    refused(&[nan], "NaN");
+    let mut short = one("a", &[2]);
+    short.2.pop();
+    refused(&[short], "bytes");
+    let f16 = polyprag_core::Tensor {
+        name: "a".into(),
+        dtype: Dtype::F16,
+        shape: vec![1],
+        data: &[0, 0],
+    };
+    assert!(refusal(writer.keep_router(&[f16]).unwrap_err()).contains("float32"));
+
+    // After all these the writer is as good as new; but a store has one router, from the beginning.
+    let longest = "a".repeat(128);
+    let side = |i: usize| [1 + i, 2];
+    let most: Vec<_> = (0..64)
+        .map(|i| one(&format!("{}{i:02}", &longest[2..]), &side(i)[i % 2..]))
+        .collect();
+    writer.keep_router(&tensors(&most)).unwrap();
+    let again = writer.keep_router(&tensors(&most)).unwrap_err();
+    assert!(refusal(again).contains("given once"));
+    writer.commit().unwrap();
+    let late = writer.keep_router(&tensors(&most)).unwrap_err();
+    assert!(refusal(late).contains("before its first commit"));
+    drop(writer);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(kept_router(&store), Some(most));
+    store.verify().unwrap();
+}

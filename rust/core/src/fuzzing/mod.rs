@@ -18,12 +18,12 @@ pub use documents::{dead, documents, ids};
 pub use packed::packed;
 pub use routes::{routes, scales};
 pub use store::{current, manifest};
-pub use tensors::{decoder, experts};
+pub use tensors::{decoder, experts, router};
 
 /// A target by its name, which is also that of its folder in the corpus.
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("codecs", codecs),
     ("current", current),
     ("dead", dead),
@@ -33,6 +33,7 @@ pub const TARGETS: [Target; 11] = [
     ("ids", ids),
     ("manifest", manifest),
     ("packed", packed),
+    ("router", router),
     ("routes", routes),
     ("scales", scales),
 ];

@@ -1,4 +1,4 @@
-//! The safetensors files: experts and decoder.
+//! The safetensors files: experts, decoder and router.
 
 use std::sync::LazyLock;
 
@@ -6,12 +6,13 @@ use super::input::{Form, Input};
 use crate::dtype::Dtype;
 use crate::experts::Experts;
 use crate::files::Mapped;
-use crate::routes::Decoder;
+use crate::routes::{Decoder, Router};
 use crate::spec::StoreSpec;
 use crate::tensors::TensorView;
 
 const LOGITS: usize = 4;
 const COLUMNS: usize = 3;
+const ROUTER: usize = 19;
 
 /// The length of the header is made right; in [`Form::Built`], the numbers after it are as many as are asked
 /// for, so that an input need not hold them.
@@ -108,4 +109,24 @@ pub fn decoder(data: &[u8]) -> bool {
             .is_err()
     );
     decoder.verify().is_ok()
+}
+
+pub fn router(data: &[u8]) -> bool {
+    let Some(input) = Input::split(data) else {
+        return false;
+    };
+    // As many numbers as the tests' router has.
+    let Ok(router) = Router::open(file(&input, 4 * ROUTER)) else {
+        return false;
+    };
+    let views = router.views();
+    assert!((1..=64).contains(&views.len()));
+    assert!(views.is_sorted_by(|a, b| a.name < b.name));
+    for view in views {
+        check(view);
+        assert_eq!(view.dtype, Dtype::F32);
+        assert!((1..=2).contains(&view.shape.len()));
+        assert!((1..=128).contains(&view.name.len()) && view.name.is_ascii());
+    }
+    router.verify().is_ok()
 }

@@ -72,6 +72,21 @@ pub fn expert_data(spec: &StoreSpec) -> Vec<(String, Vec<usize>, Vec<u8>)> {
     all
 }
 
+/// An amortised router for codes of three numbers.
+pub fn router_data() -> Vec<(String, Vec<usize>, Vec<u8>)> {
+    let named = [
+        ("hidden.weight", vec![3, 4]),
+        ("norm.weight", vec![4]),
+        ("out.bias", vec![CODE]),
+    ];
+    let tensors = named.into_iter().map(|(name, shape)| {
+        let n: usize = shape.iter().product();
+        let data: Vec<f32> = (0..n).map(|i| (i as f32 * 0.23).sin()).collect();
+        (name.to_owned(), shape, bytes(&data))
+    });
+    tensors.collect()
+}
+
 pub fn tensors(data: &[(String, Vec<usize>, Vec<u8>)]) -> Vec<Tensor<'_>> {
     data.iter()
         .map(|(name, shape, data)| Tensor {
@@ -108,7 +123,11 @@ pub fn create_in(
     };
     let needs = spec.codec.to_string().starts_with("code");
     let decoder = needs.then_some(&decoder);
-    Store::create_in(parent, name, spec, &tensors(&data), decoder, None)
+    let mut writer = Store::create_in(parent, name, spec, &tensors(&data), decoder, None)?;
+    if needs {
+        writer.keep_router(&tensors(&router_data()))?;
+    }
+    Ok(writer)
 }
 
 pub fn id(id: &str) -> DocumentId {

@@ -303,6 +303,7 @@ fn small_tensors(path: &Path, flavour: u8, seeds: &mut Vec<Seed>) {
         let target = match file.split('-').next().unwrap() {
             "experts" => "experts",
             "decoder" => "decoder",
+            "router" => "router",
             _ => continue,
         };
         let bytes = std::fs::read(path.join(&file)).unwrap();

@@ -72,7 +72,8 @@ fn experts(store: &Store) -> Result<Vec<Numbers>> {
         .into_iter()
         .flat_map(|t| [Some(t.raw), t.scale])
         .flatten()
-        .chain(decoder);
+        .chain(decoder)
+        .chain(store.router()?.into_iter().flatten());
     Ok(tensors
         .map(|t| (t.name.clone(), t.shape.clone(), t.bytes().to_vec()))
         .collect())
