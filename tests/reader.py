@@ -274,6 +274,15 @@ class Reader:
         self.ids = [Ids(data) for data in self.parts("ids")]
         assert sum(len(s.docnos) for s in self.ids) - len(self.dead) == self.manifest["documents"]
         self.decoder = tensors(self.parts("decoder")[0]) if self.parts("decoder") else {}
+        self.router = tensors(self.parts("router")[0]) if self.parts("router") else None
+        assert len(self.parts("router")) <= len(self.parts("decoder"))
+        if self.router is not None:
+            assert 1 <= len(self.router) <= 64
+            for name, (dtype, shape, _) in self.router.items():
+                assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", name)
+                assert dtype == "F32"
+                assert len(shape) in (1, 2)
+                assert all(1 <= side < 2**32 for side in shape)
         self.experts = tensors(self.parts("experts")[0])
         self.kept = [Frame(data, b"D") for data in self.parts("documents")]
         self.routes = [Routes(data, self.codec) for data in self.parts("routes")]

@@ -67,6 +67,11 @@ def compare(path: Path) -> None:
         for name, tensor in store.experts.items():
             assert reader.experts[name][1] == list(tensor.shape)
             np.testing.assert_array_equal(np.ravel(tensor), reader.expert(name))
+        assert (store.router is None) == (reader.router is None)
+        for name, tensor in (store.router or {}).items():
+            assert reader.router is not None
+            assert reader.router[name][1] == list(tensor.shape)
+            np.testing.assert_array_equal(np.ravel(tensor), reader.router[name][2])
         code = "code" in reader.codec
         kind: Any = "code" if code else "w" if "sparse" in reader.codec else "z"
         for id in ids:
@@ -119,7 +124,10 @@ def test_the_reader_says_what_the_core_says(
     v, b = rng.normal(size=(GROUPS * K, CODE)), rng.normal(size=GROUPS * K)
     decoder = (v.astype(np.float32), b.astype(np.float32)) if "code" in codec else None
     dtype: Any = [None, "float32", "float16", "bfloat16", "int8"][seed % 5]
-    writer = Store.create(path, spec, experts(np.float32), decoder, expert_dtype=dtype)
+    router = None
+    if decoder is not None and seed % 2:
+        router = {f"r.{i}": rng.normal(size=(i + 1, 2)[: 1 + i % 2]).astype(np.float32) for i in range(3)}
+    writer = Store.create(path, spec, experts(np.float32), decoder, router=router, expert_dtype=dtype)
     for i, commit in enumerate(commits):
         for j, (id, title, text, routed) in enumerate(commit):
             metadata = {"n": j} if j % 3 else None

@@ -200,6 +200,70 @@ def test_codes_need_a_decoder(path: Path) -> None:
         np.testing.assert_allclose(store.routes(["d0", "d1", "d2"]), sigmoid_route(z), atol=1e-5)
 
 
+def make_router(d: int) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(3)
+    shapes: dict[str, tuple[int, ...]] = {"hidden.weight": (4, 7), "norm.bias": (7,), "out.weight": (d, 4)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_a_store_of_codes_keeps_a_router(path: Path) -> None:
+    d = 8
+    spec = make_spec(codec=f"code({d})")
+    decoder = (np.ones((GROUPS * K, d), np.float32), np.zeros(GROUPS * K, np.float32))
+    router = make_router(d)
+    # Not in C order, and of another width.
+    given = {**router, "hidden.weight": np.asfortranarray(router["hidden.weight"]).astype(np.float64)}
+    with Store.create(path, spec, make_experts(), decoder, router=given) as writer:
+        writer.add(documents(), np.ones((3, d), np.float32))
+    with Store.open(path) as store:
+        kept = store.router
+        assert kept is not None
+        assert sorted(kept) == sorted(router)
+        for name, array in kept.items():
+            assert array.dtype == np.float32
+            np.testing.assert_array_equal(array, router[name])
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+        part = next(p for p in store.info().parts if p.role == "router")
+        assert (part.files, part.bytes) == (1, (path / "router-00000001.safetensors").stat().st_size)
+        store.verify()
+    np.testing.assert_array_equal(kept["norm.bias"], router["norm.bias"])  # its file stays mapped
+    assert load_file(path / "router-00000001.safetensors").keys() == router.keys()
+    without = path.with_name("without")
+    with Store.create(without, spec, make_experts(), decoder):
+        pass
+    assert Store.open(without).router is None
+
+
+@pytest.mark.parametrize(
+    ("router", "told"),
+    [
+        ({}, "1 to 64 tensors, got 0"),
+        ({f"{i}": np.ones(1, np.float32) for i in range(65)}, "got 65"),
+        ({"a b": np.ones(1, np.float32)}, "a b"),
+        ({"__metadata__": np.ones(1, np.float32)}, "__metadata__"),
+        ({"a": np.float32(1) * np.ones((), np.float32)}, "router.*numpy array|one or two sides"),
+        ({"a": np.ones((1, 1, 1), np.float32)}, "one or two sides"),
+        ({"a": np.ones(0, np.float32)}, "one or two sides"),
+        ({"a": np.ones(1, np.int32)}, r"router\[\"a\"\]: expected float32, got int32"),
+        ({"a": np.full(1, np.nan, np.float32)}, "NaN"),
+        ({"a": [1.0]}, "numpy array"),
+        ([np.ones(1, np.float32)], "router: expected a mapping"),
+    ],
+)
+def test_a_router_that_is_none_is_refused(path: Path, router: Any, told: str) -> None:
+    decoder = (np.ones((GROUPS * K, 8), np.float32), np.zeros(GROUPS * K, np.float32))
+    with pytest.raises(errors.InvalidInput, match=told):
+        Store.create(path, make_spec(codec="code(8)"), make_experts(), decoder, router=router)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_routes_that_are_no_codes_take_no_router(path: Path) -> None:
+    with pytest.raises(errors.InvalidInput, match="f32 keeps no codes and takes no router"):
+        Store.create(path, make_spec(), make_experts(), router=make_router(8))
+    assert list(path.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize(("codec", "tolerance"), [("f16", 1e-2), ("q8", 1e-1)])
 def test_lossy_codecs(path: Path, codec: str, tolerance: float) -> None:
     with Store.create(path, make_spec(codec=codec), make_experts()) as writer:

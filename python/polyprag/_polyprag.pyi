@@ -167,8 +167,8 @@ class StoreSpec:
 class PartInfo:
     """Bytes of one role in the generation.
 
-    Roles: ``experts``, ``decoder``, ``scales``, ``routes``, ``ids``, ``documents``, ``dead``, ``bm25``,
-    ``manifest``.
+    Roles: ``experts``, ``decoder``, ``router``, ``scales``, ``routes``, ``ids``, ``documents``, ``dead``,
+    ``bm25``, ``manifest``.
     """
 
     @property
@@ -229,6 +229,7 @@ class Store:
         experts: Mapping[str, NDArray[Any]],
         decoder: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
         *,
+        router: Mapping[str, NDArray[np.float32]] | None = None,
         expert_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None,
     ) -> Writer:
         """A writer for a new store; nothing is visible at ``path`` before its first commit.
@@ -236,6 +237,10 @@ class Store:
         experts: ``{module name}.A`` of shape [K, r, in] and ``{module name}.B`` of shape [out, K, r],
         all float32 or all float16. They are written as they are, or as ``expert_dtype``: ``int8`` has a
         scale for each of the K * r rows of a tensor. decoder: V [groups * K, d] and b [groups * K], float32.
+
+        router: the parameters of an amortised router, which makes a document's code of its text; for codecs
+        that keep codes alone. 1 to 64 arrays of one or two dimensions, under names of 1 to 128 ASCII
+        letters, digits, ``.``, ``_`` or ``-``. The store carries them and does not compute with them.
         """
     def writer(self) -> Writer: ...
     @property
@@ -252,6 +257,10 @@ class Store:
     def expert_dtype(self) -> Literal["float32", "bfloat16", "float16", "int8"]: ...
     @property
     def decoder(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None: ...
+    @property
+    def router(self) -> dict[str, NDArray[np.float32]] | None:
+        """The amortised router, if the store was created with one: read-only views into the mapped file,
+        which they keep alive."""
     def search(self, text: str, k: int = 10, filter: Mapping[str, Any] | None = None) -> list[Hit]:
         """The best ``k`` documents for a text, best first. Any text is a question.
 
@@ -299,6 +308,7 @@ class Store:
 
         For codes that the store does not keep, decoder (V, b) and projection P [d, groups * K] make them: a
         code is P (z - b). ``polyprag.recode`` fits these. Without ``expert_dtype`` experts stay as they are.
+        An amortised router is kept if its decoder is, for which it makes codes; else it is left out.
         """
     def refresh(self) -> bool:
         """Move on to the newest generation; True if there was one."""
@@ -347,7 +357,8 @@ class Writer:
     def merge(self, store: Store, *, on_duplicate: Literal["error", "replace", "skip"] = "error") -> int:
         """Stage the living documents of a store with the same experts, decoder and codec; returns how many.
 
-        Their routes are copied bit for bit. Duplicates are looked for later, as after ``add_arrays``.
+        Their routes are copied bit for bit; an amortised router that the store has is not. Duplicates are
+        looked for later, as after ``add_arrays``.
         """
     def delete(self, ids: Sequence[str | int] | NDArray[np.integer[Any] | np.bytes_ | np.str_]) -> int:
         """Stage deletions; all or none of a call. Returns how many documents it takes away."""

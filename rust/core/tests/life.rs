@@ -469,8 +469,11 @@ fn what_does_not_fit_the_spec_is_refused_at_creation() {
     );
 }
 
+/// Name, shape and bytes of a tensor.
+type Given = (String, Vec<usize>, Vec<u8>);
+
 /// What a store keeps of its router, as it was given.
-fn kept_router(store: &Store) -> Option<Vec<(String, Vec<usize>, Vec<u8>)>> {
+fn kept_router(store: &Store) -> Option<Vec<Given>> {
     let views = store.router().unwrap()?;
     let owned = |t: &polyprag_core::TensorView| {
         assert_eq!(t.dtype, Dtype::F32);
@@ -612,7 +615,7 @@ fn a_router_that_cannot_be_kept_is_refused() {
         let n: usize = shape.iter().product();
         (name.to_owned(), shape.to_vec(), vec![0u8; 4 * n])
     };
-    let mut refused = |router: &[(String, Vec<usize>, Vec<u8>)], word: &str| {
+    let mut refused = |router: &[Given], word: &str| {
         let message = refusal(writer.keep_router(&tensors(router)).unwrap_err());
         assert!(message.contains(word), "{message}");
     };

@@ -7,9 +7,9 @@ use numpy::{
     Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArray,
     PyUntypedArrayMethods,
 };
-use polyprag_core::{Dtype, ExpertTensor, RouteArray, TensorView};
+use polyprag_core::{Dtype, ExpertTensor, RouteArray, Tensor, TensorView};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyMapping};
 
 use crate::errors::invalid;
 
@@ -112,6 +112,44 @@ pub fn given<'py>(what: &str, value: &Bound<'py, PyAny>) -> PyResult<Given<'py>>
         py,
         format!("{what}: expected float32 or float16, got {}", array.dtype()),
     ))
+}
+
+/// As [`float32`].
+pub fn given_float32<'py>(what: &str, value: &Bound<'py, PyAny>) -> PyResult<Given<'py>> {
+    float32(what, value).map(Given::F32)
+}
+
+/// The arrays of a mapping, each taken by `take`, which is told what to call it.
+pub fn named<'py>(
+    what: &str,
+    mapping: &Bound<'py, PyAny>,
+    take: impl Fn(&str, &Bound<'py, PyAny>) -> PyResult<Given<'py>>,
+) -> PyResult<Vec<(String, Given<'py>)>> {
+    let Ok(mapping) = mapping.cast::<PyMapping>() else {
+        let kind = mapping.get_type();
+        return Err(invalid(
+            mapping.py(),
+            format!("{what}: expected a mapping of names to arrays, got {kind}"),
+        ));
+    };
+    let mut arrays = Vec::new();
+    for item in mapping.items()?.iter() {
+        let (name, array): (String, Bound<'_, PyAny>) = item.extract()?;
+        let array = take(&format!("{what}[{name:?}]"), &array)?;
+        arrays.push((name, array));
+    }
+    Ok(arrays)
+}
+
+/// Named arrays as the core takes them.
+pub fn tensors<'a>(arrays: &'a [(String, Given<'_>)]) -> Vec<Tensor<'a>> {
+    let tensors = arrays.iter().map(|(name, array)| Tensor {
+        name: name.clone(),
+        dtype: array.dtype(),
+        shape: array.shape().to_vec(),
+        data: array.bytes(),
+    });
+    tensors.collect()
 }
 
 /// An array of floating point numbers as float32 in C order; a copy only where it must be.

@@ -4,11 +4,11 @@ use std::sync::{Mutex, PoisonError};
 
 use numpy::ndarray::IxDyn;
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
-use polyprag_core::{CodecName, DocumentId, Dtype, Error, Filter, Kind, Recoding, Tensor};
+use polyprag_core::{CodecName, DocumentId, Dtype, Error, Filter, Kind, Recoding};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyMapping, PyString, PyType};
+use pyo3::types::{PyDict, PyString, PyType};
 
-use crate::arrays::{self, Given};
+use crate::arrays;
 use crate::decoder::GivenDecoder;
 use crate::document::Document;
 use crate::errors::{OrRaise, invalid};
@@ -56,44 +56,34 @@ impl Store {
 
     /// A writer for a new store; nothing is visible at `path` before its first commit.
     #[staticmethod]
-    #[pyo3(signature = (path, spec, experts, decoder=None, *, expert_dtype=None))]
+    #[pyo3(signature = (path, spec, experts, decoder=None, *, router=None, expert_dtype=None))]
     fn create(
         py: Python<'_>,
         path: PathBuf,
         spec: &Bound<'_, StoreSpec>,
         experts: &Bound<'_, PyAny>,
         decoder: Option<&Bound<'_, PyAny>>,
+        router: Option<&Bound<'_, PyAny>>,
         expert_dtype: Option<&str>,
     ) -> PyResult<Writer> {
         let dtype: Option<Dtype> = expert_dtype.map(str::parse).transpose().or_raise(py)?;
-        let Ok(experts) = experts.cast::<PyMapping>() else {
-            let kind = experts.get_type();
-            return Err(invalid(
-                py,
-                format!("experts: expected a mapping of names to arrays, got {kind}"),
-            ));
-        };
-        let mut arrays: Vec<(String, Given<'_>)> = Vec::new();
-        for item in experts.items()?.iter() {
-            let (name, array): (String, Bound<'_, PyAny>) = item.extract()?;
-            let array = arrays::given(&format!("experts[{name:?}]"), &array)?;
-            arrays.push((name, array));
-        }
-        let tensors: Vec<Tensor<'_>> = arrays
-            .iter()
-            .map(|(name, array)| Tensor {
-                name: name.clone(),
-                dtype: array.dtype(),
-                shape: array.shape().to_vec(),
-                data: array.bytes(),
-            })
-            .collect();
+        let experts = arrays::named("experts", experts, arrays::given)?;
+        let experts = arrays::tensors(&experts);
+        let router = router.map(|router| arrays::named("router", router, arrays::given_float32));
+        let router = router.transpose()?;
+        let router = router.as_deref().map(arrays::tensors);
         let decoder = decoder.map(GivenDecoder::new).transpose()?;
         let decoder = decoder.as_ref().map(GivenDecoder::core).transpose()?;
         let spec = polyprag_core::StoreSpec::clone(&spec.get().core);
-        let core = py
-            .detach(|| polyprag_core::Store::create(path, spec, &tensors, decoder.as_ref(), dtype))
-            .or_raise(py)?;
+        let create = || {
+            let decoder = decoder.as_ref();
+            let mut writer = polyprag_core::Store::create(path, spec, &experts, decoder, dtype)?;
+            if let Some(router) = &router {
+                writer.keep_router(router)?;
+            }
+            Ok(writer)
+        };
+        let core = py.detach(create).or_raise(py)?;
         Ok(Writer::new(core))
     }
 
@@ -145,6 +135,20 @@ impl Store {
             Some((v, b)) => Ok(Some((arrays::view(py, v)?, arrays::view(py, b)?))),
             None => Ok(None),
         }
+    }
+
+    /// The amortised router by name as read-only views, if the store has one.
+    #[getter]
+    fn router<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(views) = self.core.router().or_raise(py)? else {
+            return Ok(None);
+        };
+        let router = PyDict::new(py);
+        for view in views {
+            let name = view.name.clone();
+            router.set_item(name, arrays::view(py, view)?)?;
+        }
+        Ok(Some(router))
     }
 
     /// The best `k` documents for a text that pass the filter, best first. Any text is a question; one
