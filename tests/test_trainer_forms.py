@@ -38,6 +38,15 @@ def test_a_batch_in_parts_is_the_same_batch(tiny_base: BaseModel, accumulation: 
     assert largest_difference(whole, parts) < 1e-4
 
 
+def test_a_run_that_had_no_memory_left_goes_on_with_less(tiny_base: BaseModel, tmp_path: Path) -> None:
+    settings = replace(SMALL, batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_base, facts(tiny_base), 4, settings, checkpoint=tmp_path / "c.pt", progress=stop_after(2))
+    leaner = replace(settings, accumulation=4, checkpointing=True)
+    resumed = train(tiny_base, facts(tiny_base), 4, leaner, checkpoint=tmp_path / "c.pt")
+    assert largest_difference(resumed, train(tiny_base, facts(tiny_base), 4, settings)) < 1e-4
+
+
 PROCESSES = """
 import sys
 from pathlib import Path

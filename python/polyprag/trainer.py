@@ -386,10 +386,10 @@ class _Run:
         started = time.monotonic()
         batch = self.order.batch(self.step)
         documents, mixing = self._mixing(batch)
-        rows = self.rows.read(documents)
+        rows = self.rows.read(documents).to(self.base.device)
         if isinstance(self.rows, FileRows):
             self.world.sum([rows])  # each process has some
-        rows = rows.to(self.base.device).requires_grad_()
+        rows.requires_grad_()
         if self.slots is not None:
             self.slots.fill(rows)
         value = self._backward(batch, documents, rows, mixing)
@@ -703,7 +703,10 @@ def _key(
 ) -> str:
     """Names a run by all that its result depends on."""
     digest = hashlib.blake2b(digest_size=16)
-    recipe = asdict(replace(settings, checkpoint_seconds=0.0))
+    # What changes memory and time, but nothing of the result beyond its rounding, may change on the way.
+    recipe = asdict(
+        replace(settings, checkpoint_seconds=0.0, accumulation=1, checkpointing=False, compile=False)
+    )
     model = [fingerprint(base), str(base.model.dtype)]
     digest.update(json.dumps([model, documents, recipe], sort_keys=True).encode())
     for sample in samples:
