@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,23 @@ import polyprag.encode
 from machine import Mount, no_rights
 from polyprag import Combination, Document, Store, cli
 from polyprag.augment import AugmentSettings
-from polyprag.encode import BY_SCORE, Recipe, Silent, add, encode, stored_routes, training_pairs, work_folder
+from polyprag.augment.local import LocalAugmenter
+from polyprag.encode import (
+    BY_SCORE,
+    Recipe,
+    Silent,
+    Written,
+    add,
+    encode,
+    stored_routes,
+    training_pairs,
+    work_folder,
+)
 from polyprag.engine import Engine
 from polyprag.errors import BaseModelMismatch, CorpusError, DuplicateId, InvalidInput
-from polyprag.models import BaseModel, fingerprint
+from polyprag.models import BaseModel, fingerprint, passage_text
+from polyprag.recoding import recode
+from polyprag.router import Router, text_features
 from polyprag.trainer import Encoding, Progress, TrainSettings
 
 NAMES = ["amber", "birch", "coral", "denim"]
@@ -548,6 +561,157 @@ def test_the_training_pairs_of_a_store(path: Path) -> None:
     row["pairs"] = [{"question": "And since when?", "answer": "1902"}]
     (work / "added.jsonl").write_text(json.dumps(row) + "\n")
     assert training_pairs(path) == [("Where is it?", "Ost"), ("And since when?", "1902")]
+
+
+# --- an amortised router ----------------------------------------------------------------------------
+
+ROUTER = replace(RECIPE, train=replace(RECIPE.train, router=True))
+TWINS = [Document(f"twin{i}", d.text, d.title) for i, d in enumerate([*NEW, *NEW])]
+
+
+def router_codes(base: BaseModel, store: Store, documents: Sequence[Document]) -> np.ndarray[Any, Any]:
+    assert store.router is not None
+    texts = [passage_text(d.title, d.text or "") for d in documents]
+    return Router.of(store.router).codes(text_features(base, texts))
+
+
+def close(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], bound: float = 1 / 100) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * np.abs(expected).max())
+
+
+def test_the_store_keeps_the_router(path: Path, tiny_base: BaseModel, trained: list[Encoding]) -> None:
+    encode(tiny_base, DOCUMENTS, path, ROUTER)
+    (encoding,) = trained
+    assert encoding.router is not None
+    with Store.open(path) as store:
+        assert store.router is not None
+        assert store.router.keys() == encoding.router.keys()
+        for name, array in store.router.items():
+            np.testing.assert_array_equal(array, encoding.router[name])
+        assert Recipe.from_json(store.spec.recipe).train.router
+        store.verify()
+
+
+class Read(Silent):
+    """Keeps how far reading was, and presses Ctrl-C once so many documents are read."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self.stop = stop
+
+    def reading(self, done: int, total: int) -> None:
+        self.seen.append((done, total))
+        if done == self.stop:
+            raise KeyboardInterrupt
+
+
+def test_routes_that_are_added_start_where_the_router_puts_them(
+    path: Path, tiny_base: BaseModel, trained: list[Encoding]
+) -> None:
+    still = replace(ROUTER, train=replace(ROUTER.train, code_lr=0.0))
+    encode(tiny_base, DOCUMENTS, path, still)
+    before, read = hashes(path), Read()
+    assert add(tiny_base, NEW, path, reporter=read) == 2
+    assert read.seen[-1] == (2, 2)
+    with Store.open(path) as store:
+        expected = router_codes(tiny_base, store, NEW)
+        np.testing.assert_allclose(trained[1].routes, expected, rtol=1e-5, atol=1e-6)
+        close(store.routes(["n0", "n1"], "code"), expected)
+        store.verify()
+    assert hashes(path).items() >= before.items()
+
+
+@pytest.mark.parametrize(("codec", "bound"), [("code(6)", 1 / 100), ("code(6,int4)", 1 / 4)])
+def test_amortised_codes_are_the_routers(
+    path: Path, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch, codec: str, bound: float
+) -> None:
+    encode(tiny_base, DOCUMENTS, path, ROUTER, codec=codec)
+    before, read = hashes(path), Read()
+    for name in ("train", "augment", "build_samples"):
+        monkeypatch.setattr(polyprag.encode, name, lambda *_, **__: pytest.fail("work was begun"))
+    textless = Document("t", None, "A title alone")
+    assert add(tiny_base, [*TWINS, textless], path, amortised=True, reporter=read) == 5
+    assert read.seen[-1] == (5, 5)
+    assert read.seen == sorted(read.seen)
+    with Store.open(path) as store:
+        assert (store.generation, len(store)) == (2, len(DOCUMENTS) + 5)
+        assert not store.is_routed("t")
+        ids = [d.id for d in TWINS]
+        expected, kept = router_codes(tiny_base, store, TWINS), store.routes(ids, "code")
+        close(kept, expected, bound)
+        close(kept[2:], kept[:2], 1 / 100)
+        assert np.abs(expected[0] - expected[1]).max() > 1e-4, "other texts, other codes"
+        assert store.documents(ids) == TWINS
+        store.verify()
+    assert hashes(path).items() >= before.items()
+    assert sorted(p.name for p in work_folder(path).iterdir()) == ["augmentation.jsonl", "metrics.jsonl"]
+
+
+def test_an_interrupted_amortised_addition_keeps_what_it_committed(
+    path: Path, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(tiny_base, DOCUMENTS, path, ROUTER)
+    monkeypatch.setattr(polyprag.encode, "_BLOCK", 1)
+    monkeypatch.setattr(polyprag.encode, "_COMMIT", 2)
+    with pytest.raises(KeyboardInterrupt):
+        add(tiny_base, TWINS, path, amortised=True, reporter=Read(stop=4))
+    with Store.open(path) as store:
+        assert list(store)[len(DOCUMENTS) :] == ["twin0", "twin1"]
+    with pytest.raises(DuplicateId, match="skip"):
+        add(tiny_base, TWINS, path, amortised=True)
+    read = Read()
+    assert add(tiny_base, TWINS, path, amortised=True, on_duplicate="skip", reporter=read) == 2
+    assert read.seen == [(1, 2), (2, 2)]
+    with Store.open(path) as store:
+        close(store.routes([d.id for d in TWINS], "code"), router_codes(tiny_base, store, TWINS))
+        store.verify()
+    changed = Document("twin0", "The amber bridge fell.", "Bridge amber")
+    assert add(tiny_base, [changed], path, amortised=True, on_duplicate="replace") == 1
+    with Store.open(path) as store:
+        assert len(store) == len(DOCUMENTS) + len(TWINS)
+        close(store.routes(["twin0"], "code"), router_codes(tiny_base, store, [changed]))
+
+
+def test_what_amortised_adding_cannot_do_is_refused(path: Path, tiny_base: BaseModel) -> None:
+    def refuse(match: str, at: Path, **more: Any) -> None:
+        before = sorted(p.name for p in at.iterdir())
+        with pytest.raises(InvalidInput, match=match):
+            add(tiny_base, NEW, at, amortised=True, **more)
+        assert sorted(p.name for p in at.iterdir()) == before
+
+    plain, logits = path.with_name("plain"), path.with_name("logits")
+    remedy = "no amortised router: encode with --set train.router=true"
+    encode(tiny_base, DOCUMENTS, plain, RECIPE)
+    refuse(remedy, plain)
+    encode(tiny_base, DOCUMENTS, logits, ROUTER, codec="f16")
+    assert Store.open(logits).router is None
+    refuse(remedy, logits)
+    assert add(tiny_base, NEW, logits) == 2, "they are trained as if there had never been a router"
+
+    encode(tiny_base, DOCUMENTS, path, ROUTER)
+    refuse("no pairs are needed", path, written=Written([], "somebody"))
+    refuse("no pairs are needed", path, augmenter=LocalAugmenter(tiny_base))
+    read = 3 * tiny_base.model.config.hidden_size
+    with Store.open(path) as store:
+        for name, router, match in [
+            ("foreign", {"a": np.ones(2, np.float32)}, "these arrays are no router"),
+            ("narrow", Router(7, 6).arrays(), "makes 6 numbers of 7"),
+            ("long", Router(read, 7).arrays(), f"makes 7 numbers of {read}"),
+        ]:
+            other = path.with_name(name)
+            with Store.create(other, store.spec, store.experts, store.decoder, router=router):
+                pass
+            refuse(match, other)
+
+
+def test_a_router_is_recoded_with_its_decoder(path: Path, tiny_base: BaseModel) -> None:
+    encode(tiny_base, DOCUMENTS, path, ROUTER)
+    for codec, kept in (("code(6,int4)", True), ("code(3)", False), ("q8", False)):
+        dest = path.with_name(codec)
+        note = recode(path, dest, codec=codec).note
+        assert note is not None
+        assert ("router is left out" in note) != kept
+        assert (Store.open(dest).router is not None) == kept
 
 
 @pytest.mark.parametrize("value", [{}, {"train": {"epochs": 7, "of a later version": 1}, "news": []}])

@@ -38,6 +38,9 @@ class Losses:
     def augmenting(self, done: int, total: int) -> None:
         pass
 
+    def reading(self, done: int, total: int) -> None:
+        pass
+
     def training(self, progress: Progress) -> None:
         self.all.append(progress.loss)
 

@@ -29,7 +29,7 @@ from polyprag.errors import CorpusError, DuplicateId, InvalidInput
 from polyprag.layers import ModuleShape, find_targets
 from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint, passage_text
-from polyprag.router import text_features
+from polyprag.router import DEPTHS, Router, text_features
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
 from polyprag.trainer import Encoding, Progress, TrainSettings, forget, train
@@ -44,7 +44,8 @@ BY_SCORE = Combination(k=3, rule="score", temperature=0.15)
 OWN_EXPERT = "sparse(1)"  # the codec of a store of one LoRA a document: the number of its expert
 
 _OF_LOGITS = ["f32", "f16", "q8", "q4", "q2", "q1", "sparse(k)"]
-_BLOCK = 4_096  # documents that are written at a time
+_BLOCK = 4_096  # documents that are written, or read and written, at a time
+_COMMIT = 50_000  # documents of a commit, where nothing but reading would be lost
 
 ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 
@@ -102,6 +103,8 @@ class Reporter(Protocol):
 
     def augmenting(self, done: int, total: int) -> None: ...
 
+    def reading(self, done: int, total: int) -> None: ...
+
     def training(self, progress: Progress) -> None: ...
 
 
@@ -109,6 +112,9 @@ class Silent:
     """Reports nothing."""
 
     def augmenting(self, done: int, total: int) -> None:
+        pass
+
+    def reading(self, done: int, total: int) -> None:
         pass
 
     def training(self, progress: Progress) -> None:
@@ -181,13 +187,17 @@ def encode(
             samples,
             len(documents),
             recipe.train,
-            features=_features(base, documents) if recipe.train.router else None,
+            features=_features(base, documents, reporter) if recipe.train.router else None,
             checkpoint=checkpoint,
             progress=progress,
         )
     if world.first:
-        decoder = encoding.decoder if spec.codec.startswith("code") else None
-        with Store.create(target, spec, encoding.experts, decoder, expert_dtype=expert_dtype) as writer:
+        # A router makes codes: it goes where the decoder goes.
+        codes = spec.codec.startswith("code")
+        decoder, router = (encoding.decoder, encoding.router) if codes else (None, None)
+        with Store.create(
+            target, spec, encoding.experts, decoder, router=router, expert_dtype=expert_dtype
+        ) as writer:
             _write(writer, documents, samples, encoding, spec.codec)
         forget(checkpoint)
     world.wait()
@@ -203,16 +213,23 @@ def add(
     work: Path | None = None,
     augmenter: Augmenter | None = None,
     written: Written | None = None,
+    amortised: bool = False,
     reporter: Reporter = Silent(),
 ) -> int:
     """Encode documents into a store that exists: only their routes are trained (Poly-z); returns how many.
 
-    Nothing else in the store changes: experts and decoder stay as they are. ``augmenter`` and ``written`` are
-    those of :func:`encode`.
+    Nothing else in the store changes: experts, decoder and router stay as they are. ``augmenter`` and
+    ``written`` are those of :func:`encode`.
+
+    Args:
+        amortised: the codes are what the store's router makes of title and text; nothing is augmented, and
+            nothing trained. A document without a text gets no route. Every 50,000 documents are committed:
+            after Ctrl-C, the same call goes on with ``on_duplicate="skip"``.
 
     Raises:
         DuplicateId: an id is in the store already and ``on_duplicate`` is ``"error"``.
-        InvalidInput: another model than ``base`` wrote the store's pairs, and nothing says who writes these.
+        InvalidInput: another model than ``base`` wrote the store's pairs, and nothing says who writes these;
+            ``amortised``, and the store has no router, or pairs are given.
         BaseModelMismatch: ``base`` is not the model of the store.
     """
     if not documents:
@@ -226,8 +243,15 @@ def add(
                 f"{store.path} has one LoRA a document and shares nothing that a new one could use: "
                 "encode anew"
             )
+        if amortised and (augmenter is not None or written is not None):
+            raise InvalidInput(
+                "amortised: the router reads the texts alone, and no pairs are needed: give neither pairs "
+                "nor who writes them"
+            )
+        router = _router(base, store) if amortised else None
         # A store names no endpoint: whoever made it could have texts and keys sent anywhere.
-        if recipe.augmenter not in (None, base.name) and augmenter is None and written is None:
+        told = amortised or augmenter is not None or written is not None
+        if recipe.augmenter not in (None, base.name) and not told:
             raise InvalidInput(
                 f"the pairs of this store were written by {recipe.augmenter!r}: say where that model is "
                 "(--augment-url), or give pairs that are there already (--augmentation)"
@@ -246,8 +270,16 @@ def add(
                 written = written.of(documents)
         if not documents:
             return 0
-        work = prepare_work(Path(path), work)
         world = World.current()
+        if router is not None:
+            added = 0
+            world.wait()  # all have looked for ids that are there, before some more are
+            if world.first:
+                with store.writer() as writer:
+                    added = _read_in(base, documents, writer, router, on_duplicate, reporter)
+            world.wait()
+            return added
+        work = prepare_work(Path(path), work)
         with world.one_by_one():
             augmentations = _augment(
                 augmenter or LocalAugmenter(base), written, documents, recipe, work / ADDED, reporter
@@ -263,6 +295,7 @@ def add(
                 len(documents),
                 settings,
                 frozen=frozen,
+                features=_features(base, documents, reporter) if settings.router else None,
                 checkpoint=checkpoint,
                 progress=progress,
             )
@@ -277,9 +310,71 @@ def add(
     return added
 
 
-def _features(base: BaseModel, documents: Sequence[Document]) -> NDArray[np.float32]:
+def _features(base: BaseModel, documents: Sequence[Document], reporter: Reporter) -> NDArray[np.float32]:
     """What an amortised router reads of each document."""
-    return text_features(base, [passage_text(d.title, d.text or "") for d in documents])
+    return _read(base, documents, _counted(reporter.reading, len(documents)))
+
+
+def _read(
+    base: BaseModel, documents: Sequence[Document], progress: Callable[[int], None]
+) -> NDArray[np.float32]:
+    return text_features(base, [passage_text(d.title, d.text or "") for d in documents], progress=progress)
+
+
+def _router(base: BaseModel, store: Store) -> Router:
+    """The amortised router of a store. Raises InvalidInput if it has none that fits."""
+    if store.router is None:
+        raise InvalidInput(
+            f"{store.path} has no amortised router: encode with "
+            "--set train.router=true and a codec of codes, "
+            "or add without --amortised, which trains the routes"
+        )
+    router = Router.of(store.router)
+    found, codes = (router.hidden.in_features, router.out.out_features), store.spec.codec
+    features = len(DEPTHS) * int(base.model.config.hidden_size)
+    if found[0] != features or codes not in (f"code({found[1]})", f"code({found[1]},int4)"):
+        raise InvalidInput(
+            f"{store.path}: its router makes {found[1]} numbers of {found[0]}, but the store keeps {codes} "
+            f"and the base model has {features} to read"
+        )
+    return router.to(base.device)
+
+
+def _read_in(
+    base: BaseModel,
+    documents: Sequence[Document],
+    writer: Writer,
+    router: Router,
+    on_duplicate: Literal["error", "replace", "skip"],
+    reporter: Reporter,
+) -> int:
+    """Documents with the codes that the router makes of them, a commit every so many."""
+    added = 0
+    progress = _counted(reporter.reading, len(documents))
+    for begin in range(0, len(documents), _COMMIT):
+        chunk = documents[begin : begin + _COMMIT]
+        for start in range(0, len(chunk), _BLOCK):
+            block = chunk[start : start + _BLOCK]
+            if texts := [d for d in block if (d.text or "").strip()]:
+                codes = router.codes(_read(base, texts, progress))
+                added += writer.add(texts, codes, on_duplicate=on_duplicate)
+            if rest := [d for d in block if not (d.text or "").strip()]:
+                added += writer.add(rest, on_duplicate=on_duplicate)
+                progress(len(rest))
+        writer.commit()
+    return added
+
+
+def _counted(report: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    """What takes how many were done just now, and reports how many are done of all."""
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total)
+
+    return progress
 
 
 @contextmanager
@@ -390,13 +485,7 @@ def _augment(
         found = [*written.of(documents).augmentations]
         write_augmentations(path, documents, found, written.by)  # for whoever asks what was trained
         return found
-    total, count = len(documents), 0
-
-    def progress(done: int) -> None:
-        nonlocal count
-        count += done
-        reporter.augmenting(count, total)
-
+    progress = _counted(reporter.augmenting, len(documents))
     return augment(augmenter, documents, recipe.augment, path=path, progress=progress)
 
 
@@ -444,9 +533,9 @@ def _any_of(words: Sequence[str]) -> str:
 
 
 def _frozen(store: Store, settings: TrainSettings) -> Encoding:
-    """The store's experts and decoder as training takes them, and its routes for the starting point."""
+    """What the store's documents share as training takes it, and its routes for the starting point."""
     spec = store.spec
-    decoder = store.decoder
+    decoder, router = store.decoder, store.router
     sample = [id for id, _ in zip(store, range(4096), strict=False) if store.is_routed(id)]
     if spec.codec.startswith("sparse"):
         # Logits that phi takes to these weights, as near as finite numbers can.
@@ -464,6 +553,7 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
         phi=spec.phi,  # type: ignore[arg-type]
         top_k=spec.top_k,
         mixing=spec.mixing,  # type: ignore[arg-type]
+        router=settings.router and router is not None,  # it does not come along to every codec
     )
     return Encoding(
         modules=tuple(ModuleShape(m.name, m.in_features, m.out_features, m.group) for m in spec.modules),
@@ -471,6 +561,7 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
         decoder=decoder,
         routes=routes,
         settings=settings,
+        router=router,
     )
 
 

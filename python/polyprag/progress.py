@@ -36,7 +36,7 @@ def _bars(console: Console, shown: bool = True) -> Progress:
 
 
 class Bars:
-    """A bar for the augmentation and one for the training."""
+    """A bar for the augmentation, one for the training, and one for what a router reads."""
 
     def __init__(self, console: Console, shown: bool = True) -> None:
         self._progress = _bars(console, shown)
@@ -53,6 +53,10 @@ class Bars:
         """``done`` of ``total`` documents have their pairs and rewrite."""
         self._update("Augmenting", done, total, "documents")
         self._progress.refresh()  # steps are few: each is shown
+
+    def reading(self, done: int, total: int) -> None:
+        """``done`` of ``total`` documents are read by the base model, for a router."""
+        self._update("Reading", done, total, "documents")
 
     def training(self, progress: Step) -> None:
         """One step is done."""

@@ -54,7 +54,8 @@ class Fidelity:
 class Recoded:
     """What became of a store. ``fidelity`` is against the routes as the source keeps them.
 
-    note: that the source was lossy already, if it was, so that its own loss is not in ``fidelity``.
+    note: that the source was lossy already, if it was, so that its own loss is not in ``fidelity``; and that
+    its amortised router was left out, if it was.
     """
 
     codec_before: str
@@ -84,7 +85,9 @@ def recode(
     """Write a new store at ``dest`` with the documents of ``source`` and their routes in another codec.
 
     For ``code(d)`` a decoder is fitted to the logits of a sample (:func:`fit_decoder`), unless the source
-    keeps codes of d numbers: then its decoder and codes are taken over. Documents, ids and index are copied.
+    keeps codes of d numbers: then its decoder, codes and amortised router are taken over. A router goes with
+    its decoder: with any other routes it is left out, and :attr:`Recoded.note` says so. Documents, ids and
+    index are copied.
 
     Args:
         codec: None leaves the routes as they are, bit for bit.
@@ -130,7 +133,7 @@ def recode(
                 new.info().route_bytes_per_document,
                 info.total_bytes,
                 new.info().total_bytes,
-                _note(spec.codec),
+                _note(spec.codec, old.router is not None and new.router is None),
             )
 
 
@@ -215,7 +218,12 @@ def _code_dimensions(codec: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _note(codec: str) -> str | None:
-    if codec == "f32":
-        return None
-    return f"the source keeps routes as {codec}, which is lossy: its own loss is not in these figures"
+def _note(codec: str, router_left: bool) -> str | None:
+    notes = []
+    if codec != "f32":
+        notes.append(
+            f"the source keeps routes as {codec}, which is lossy: its own loss is not in these figures"
+        )
+    if router_left:
+        notes.append("the amortised router is left out: it makes codes for the source's decoder alone")
+    return "; ".join(notes) or None

@@ -202,13 +202,23 @@ def add(
     augment_key: AugmentKey = "OPENAI_API_KEY",
     augment_concurrency: AugmentConcurrency = 8,
     augmentation: WrittenFile = None,
+    amortised: Annotated[
+        bool,
+        typer.Option(
+            "--amortised",
+            help="Codes by the store's router, from the texts alone: no pairs, no training. Encode with "
+            "`--set train.router=true` for a store that has one.",
+        ),
+    ] = False,
     work: Work = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Add documents to a store: only their routes are trained, nothing else in it changes.
 
-    With `--on-duplicate replace`, documents whose ids the store has take the place of those: an update.
+    With `--on-duplicate replace`, documents whose ids the store has take the place of those: an update. With
+    `--amortised` documents are added at the speed of reading them, and committed as it goes on: after Ctrl-C,
+    `--on-duplicate skip` leaves out what is there.
 
     Example: `polyprag add new.jsonl wiki.polyprag`
     """
@@ -217,19 +227,22 @@ def add(
     from polyprag.progress import Bars
 
     documents = documents_of(corpus, format, keep)
-    ready = written(
-        corpus if (format, augmentation) == ("prag", None) else augmentation, documents, augment_url
-    )
+    own = format == "prag" and not amortised  # the pairs that the corpus brings
+    ready = written(corpus if own and augmentation is None else augmentation, documents, augment_url)
     with Store.open(store) as opened:
         # The model that the store's pairs are of, if none is named; where it is, only the user may say.
         known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
         augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
     from polyprag.world import launched
 
+    again = f"polyprag add {corpus} {store}"
+    if amortised:
+        # Some were committed.
+        again += f" --amortised --on-duplicate {'skip' if on_duplicate == 'error' else on_duplicate}"
     with launched() as world:
         with Store.open(store) as opened:
             base = base_model_of(opened, model, device=device, dtype=dtype)
-        with Bars(err, world.first) as bars, Resumable(f"polyprag add {corpus} {store}"):
+        with Bars(err, world.first) as bars, Resumable(again):
             added = run(
                 base,
                 documents,
@@ -238,6 +251,7 @@ def add(
                 work=work,
                 augmenter=augmenter,
                 written=ready,
+                amortised=amortised,
                 reporter=bars,
             )
     if world.first:
