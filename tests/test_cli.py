@@ -616,6 +616,40 @@ def test_no_colour_where_it_is_not_wanted(store: Path) -> None:
         assert "\x1b" not in done.stdout
 
 
+def test_documents_are_added_by_the_router(
+    run: Callable[..., Any], tmp_path: Path, model_folder: Path
+) -> None:
+    store, plain = tmp_path / "s", tmp_path / "plain"
+    rows = [{"id": i, "title": f"Mill {n}", "text": f"The {n} mill is in Ost."} for i, n in enumerate(NAMES)]
+    options = ["--model", model_folder, *TINY]
+    small = ["--epochs", "1", "--pairs", "1", "--experts", "4", "--code-dim", "6"]
+    old, new = corpus(tmp_path / "c.jsonl", *rows), {"id": 9, "title": "Fjord", "text": "The fjord bridge."}
+    both = corpus(tmp_path / "new.jsonl", new, rows[0])
+    for path, more in ((store, ["--set", "train.router=true"]), (plain, [])):
+        code, _, err = run("encode", old, path, *options, *small, *more)
+        assert code == 0, err
+    assert "router" in run("inspect", store)[1]
+    assert "router" not in run("inspect", plain)[1]
+
+    code, out, err = run("add", both, plain, *options, "--amortised", "--on-duplicate", "skip")
+    assert (code, out) == (1, "")
+    assert "--set train.router=true" in one_line(err)
+    code, _, err = run("add", both, store, *options, "--amortised")
+    assert code == 1
+    assert "id 0 already" in one_line(err)
+    pairs = tmp_path / "s.work" / "augmentation.jsonl"
+    code, _, err = run("add", old, store, *options, "--amortised", "--augmentation", pairs)
+    assert code == 1
+    assert "no pairs are needed" in one_line(err)
+    code, out, err = run("add", both, store, *options, "--amortised", "--on-duplicate", "skip")
+    assert (code, out) == (0, f"1 documents added to {store}\n"), err
+    assert "Fjord" in run("ask", store, "fjord", *options)[1]
+    assert not (work_folder(store) / "added.jsonl").exists(), "no pair was written"
+    code, out, err = run("recode", store, tmp_path / "q8", "--codec", "q8")
+    assert code == 0
+    assert "router is left out" in err
+
+
 def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_folder: Path) -> None:
     """The whole way, each step a command."""
     store, report = tmp_path / "s", tmp_path / "report.json"
