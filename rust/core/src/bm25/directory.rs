@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tantivy::Directory;
 use tantivy::directory::error::{DeleteError, LockError, OpenReadError, OpenWriteError};
@@ -40,7 +40,7 @@ struct Entry {
     /// Listed by a generation, and so not ours to remove.
     published: bool,
     /// From its first use on, so that what was found whole stays so.
-    open: Option<Arc<CheckedFile>>,
+    open: Arc<OnceLock<Arc<CheckedFile>>>,
 }
 
 #[derive(Default)]
@@ -53,7 +53,9 @@ struct State {
 #[derive(Clone)]
 pub(super) struct StoreDirectory {
     store: files::Directory,
-    state: Arc<Mutex<State>>,
+    // Who reads an index only reads this: a child that was forked while another thread read it is not in the way
+    // of itself, as it would be with a mutex.
+    state: Arc<RwLock<State>>,
     failure: Failure,
 }
 
@@ -95,7 +97,7 @@ impl StoreDirectory {
                 length: file.length,
                 blake3: file.blake3,
                 published: true,
-                open: None,
+                open: Arc::default(),
             };
             state.files.insert(name.to_owned(), entry);
         }
@@ -105,7 +107,7 @@ impl StoreDirectory {
         }
         Ok(Self {
             store: store.clone(),
-            state: Arc::new(Mutex::new(state)),
+            state: Arc::new(RwLock::new(state)),
             failure: Failure::default(),
         })
     }
@@ -114,7 +116,7 @@ impl StoreDirectory {
     /// meta file; after going back to an earlier generation it would come by the names of a later one's files
     /// again. So the count goes on above every name in the folder.
     pub(super) fn raise_stamp(&self) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.change();
         let Some(meta) = &mut state.meta else {
             return Ok(());
         };
@@ -141,8 +143,12 @@ impl StoreDirectory {
         self.folder().join(path)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What failed below Tantivy first, if anything: the cause of a vaguer error from above.
@@ -157,17 +163,14 @@ impl StoreDirectory {
 
     /// A file that is known here, open; once for all its uses.
     fn open_file(&self, name: &str, entry: &Entry) -> Result<Arc<CheckedFile>> {
-        if let Some(open) = &entry.open {
+        if let Some(open) = entry.open.get() {
             return Ok(Arc::clone(open));
         }
         let map = self.store.map(&full_name(name), entry.length);
         let map = map.map_err(as_index_error)?;
-        let mut file = Arc::new(CheckedFile::open(map, self.failure.clone())?);
-        if let Some(entry) = self.state().files.get_mut(name) {
-            // Of two that open it at once, both go on with the same.
-            file = Arc::clone(entry.open.get_or_insert(file));
-        }
-        Ok(file)
+        let file = Arc::new(CheckedFile::open(map, self.failure.clone())?);
+        // Of two that open it at once, both go on with the same.
+        Ok(Arc::clone(entry.open.get_or_init(|| file)))
     }
 
     /// Compares every block of every file with its checksum.
@@ -197,7 +200,7 @@ impl StoreDirectory {
             length: digest.length,
             blake3: digest.blake3,
         }];
-        let mut state = self.state();
+        let mut state = self.change();
         for (name, entry) in &mut state.files {
             if living.contains(Path::new(name)) {
                 entry.published = true;
@@ -214,7 +217,7 @@ impl StoreDirectory {
 
     /// Removes what no generation lists. Best effort: what stays is found by the store's collector.
     pub(super) fn remove_unpublished(&self) {
-        let mut state = self.state();
+        let mut state = self.change();
         state.files.retain(|name, entry| {
             if !entry.published {
                 let _ = self.store.remove(&full_name(name));
@@ -282,7 +285,7 @@ impl Directory for StoreDirectory {
     }
 
     fn delete(&self, path: &Path) -> Result<(), DeleteError> {
-        let mut state = self.state();
+        let mut state = self.change();
         let name = path.to_str().unwrap_or_default();
         match state.files.get(name) {
             None => return Err(DeleteError::FileDoesNotExist(self.path_of(path))),
@@ -322,9 +325,9 @@ impl Directory for StoreDirectory {
             length: 0,
             blake3: [0; 32],
             published: false,
-            open: None,
+            open: Arc::default(),
         };
-        self.state().files.insert(name.clone(), entry);
+        self.change().files.insert(name.clone(), entry);
         let writer = FileWriter {
             directory: self.clone(),
             name,
@@ -346,7 +349,7 @@ impl Directory for StoreDirectory {
 
     fn atomic_write(&self, path: &Path, data: &[u8]) -> io::Result<()> {
         match path.to_str() {
-            Some(META) => self.state().meta = Some(data.to_vec()),
+            Some(META) => self.change().meta = Some(data.to_vec()),
             Some(MANAGED) => {}
             _ => return Err(io::Error::from(io::ErrorKind::Unsupported)),
         }
@@ -399,7 +402,7 @@ impl TerminatingWrite for FileWriter {
                 .write(&trailer.finish())
                 .and_then(|()| part.finish())
                 .map_err(|error| self.directory.fail(error))?;
-            if let Some(entry) = self.directory.state().files.get_mut(&self.name) {
+            if let Some(entry) = self.directory.change().files.get_mut(&self.name) {
                 entry.length = digest.length;
                 entry.blake3 = digest.blake3;
             }

@@ -16,8 +16,11 @@ pub struct LazyIndex {
     files: Vec<IndexFile>,
     spec: IndexSpec,
     open: OnceLock<IndexReader>,
-    /// Held while it is being opened; why it never can be.
-    broken: Mutex<Option<Error>>,
+    /// Why it never can be opened.
+    broken: OnceLock<Error>,
+    /// Held while it is being opened, in the process that made this.
+    opening: Mutex<()>,
+    process: u32,
 }
 
 impl LazyIndex {
@@ -33,7 +36,9 @@ impl LazyIndex {
             generation,
             spec,
             open: OnceLock::new(),
-            broken: Mutex::new(compared.err()),
+            broken: compared.err().map(OnceLock::from).unwrap_or_default(),
+            opening: Mutex::default(),
+            process: std::process::id(),
             files,
         }
     }
@@ -42,8 +47,10 @@ impl LazyIndex {
         if let Some(open) = self.open.get() {
             return Ok(open);
         }
-        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = &*broken {
+        // One thread opens it and the others wait; not in a forked child, where the one may be missing.
+        let _alone = (std::process::id() == self.process)
+            .then(|| self.opening.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(error) = self.broken.get() {
             return Err(error.clone());
         }
         // Another thread may have opened it while this one waited.
@@ -55,7 +62,7 @@ impl LazyIndex {
             Err(error) => {
                 // What the operating system refuses now, such as one more open file, it may grant later.
                 if error.io_kind().is_none() {
-                    *broken = Some(error.clone());
+                    let _ = self.broken.set(error.clone());
                 }
                 Err(error)
             }
