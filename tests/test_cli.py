@@ -540,7 +540,7 @@ def test_ctrl_c_while_unpacking(store: Path, tmp_path: Path) -> None:
     with pipe.open("wb", buffering=0) as end:  # as soon as the child has it open
         end.write(whole[: len(whole) // 2])
         assert interrupt(child) == 130
-    assert not new.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([store.name, "packed", "pipe"])
     assert process("-m", "polyprag", "unpack", tmp_path / "packed", new).returncode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([store.name, "new", "packed", "pipe"])
     assert Store.open(new).verify().documents == 4
@@ -559,6 +559,7 @@ def test_ctrl_c_while_compacting(store: Path) -> None:
         assert whole.verify().documents == 2_004
         # On a busy machine it may have been done already.
         assert (code, whole.generation) in {(130, 2), (130, 3), (0, 3)}
+        assert whole.generation == 3 or not list(store.rglob("*-00000003*"))
     assert process("-m", "polyprag", "compact", store).returncode == 0
     assert Store.open(store).verify().documents == 2_004
 

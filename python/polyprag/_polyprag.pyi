@@ -1,9 +1,15 @@
 """The Rust core.
 
 Arrays are numpy, little endian, C order; those that come out are read-only views or fresh copies.
+
+Long calls take ``progress``: it is called in the thread of the call, some times a second and at the end, with
+how much is done and of how much. What is counted, the call says; what is gone through twice counts twice.
+``done`` never goes back and ends at the total, which is 0 while it is not known. What it raises ends the call
+and is raised by it; so is KeyboardInterrupt when Ctrl-C is pressed, in the main thread, with or without
+``progress``. Then nothing of the call is there: no new store, and a writer is closed without a commit.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, final
@@ -220,8 +226,16 @@ class Store:
     def open(path: str | PathLike[str], *, expect_digest: str | None = None) -> Store:
         """The newest generation. With ``expect_digest``, CorruptStore unless it has that digest."""
     @staticmethod
-    def unpack(file: str | PathLike[str], path: str | PathLike[str]) -> None:
-        """Make a new store at ``path`` of a file that ``pack`` wrote, all of it checked."""
+    def unpack(
+        file: str | PathLike[str],
+        path: str | PathLike[str],
+        *,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Make a new store at ``path`` of a file that ``pack`` wrote, all of it checked.
+
+        Progress in bytes.
+        """
     @staticmethod
     def create(
         path: str | PathLike[str],
@@ -270,9 +284,14 @@ class Store:
         a value does not pass. Scores are those without a filter.
         """
     def search_many(
-        self, texts: Sequence[str], k: int = 10, filter: Mapping[str, Any] | None = None
+        self,
+        texts: Sequence[str],
+        k: int = 10,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        progress: Callable[[int, int], object] | None = None,
     ) -> list[list[Hit]]:
-        """As ``search`` for each text, all in one generation, on all processors."""
+        """As ``search`` for each text, all in one generation, on all processors. Progress in texts."""
     def routes(self, ids: Sequence[str | int], kind: Literal["w", "z", "code"] = "w") -> NDArray[np.float32]:
         """[n, groups, K] for ``w`` and ``z``, [n, d] for ``code``."""
     def records(self, ids: Sequence[str | int]) -> NDArray[np.uint8]:
@@ -284,17 +303,25 @@ class Store:
     def documents(self, ids: Sequence[str | int]) -> list[Document]: ...
     def is_routed(self, id: str | int) -> bool: ...
     def info(self) -> StoreInfo: ...
-    def verify(self) -> VerifyReport: ...
+    def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
+        """Read everything and compare it with every checksum. Progress in bytes."""
     def digest(self) -> str:
         """What this generation is: the BLAKE3 of its manifest, which names every file with its own.
 
         Copies (``snapshot``, ``pack``) have the digest of their source. Together with ``verify`` it vouches
         for every byte.
         """
-    def snapshot(self, path: str | PathLike[str]) -> None:
-        """Copy this generation, and nothing of others, to a new store at ``path``."""
-    def pack(self, path: str | PathLike[str]) -> None:
-        """Write this generation into one new file at ``path``, a tar archive of always the same bytes."""
+    def snapshot(
+        self, path: str | PathLike[str], *, progress: Callable[[int, int], object] | None = None
+    ) -> None:
+        """Copy this generation, and nothing of others, to a new store at ``path``. Progress in bytes."""
+    def pack(
+        self, path: str | PathLike[str], *, progress: Callable[[int, int], object] | None = None
+    ) -> None:
+        """Write this generation into one new file at ``path``, a tar archive of always the same bytes.
+
+        Progress in bytes.
+        """
     def recode(
         self,
         path: str | PathLike[str],
@@ -303,12 +330,14 @@ class Store:
         decoder: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
         projection: NDArray[np.float32] | None = None,
         expert_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> None:
         """Write a new store at ``path`` with the same documents, their routes in another codec.
 
         For codes that the store does not keep, decoder (V, b) and projection P [d, groups * K] make them: a
         code is P (z - b). ``polyprag.recode`` fits these. Without ``expert_dtype`` experts stay as they are.
         An amortised router is kept if its decoder is, for which it makes codes; else it is left out.
+        Progress in bytes.
         """
     def refresh(self) -> bool:
         """Move on to the newest generation; True if there was one."""
@@ -328,7 +357,10 @@ class Store:
 
 @final
 class Writer:
-    """The one writer of a store. Leaving the ``with`` block cleanly commits; an exception discards."""
+    """The one writer of a store. Leaving the ``with`` block cleanly commits; an exception discards.
+
+    Progress is in documents.
+    """
 
     def add(
         self,
@@ -336,6 +368,7 @@ class Writer:
         routes: NDArray[np.float32] | None = None,
         *,
         on_duplicate: Literal["error", "replace", "skip"] = "error",
+        progress: Callable[[int, int], object] | None = None,
     ) -> int:
         """Stage documents and their routes: [n, groups, K] logits, or [n, d] codes.
 
@@ -348,29 +381,41 @@ class Writer:
         routes: NDArray[np.float32],
         *,
         on_duplicate: Literal["error", "replace", "skip"] = "error",
+        progress: Callable[[int, int], object] | None = None,
     ) -> int:
         """Stage documents without title and text (reachable by id only), in bulk; returns how many.
 
         Arrays are fastest: integers, or text as ``S`` (UTF-8) or ``U``. Duplicates are looked for later: with
         ``"error"``, ``commit`` or the next ``add`` or ``delete`` raises DuplicateId and closes the writer.
         """
-    def merge(self, store: Store, *, on_duplicate: Literal["error", "replace", "skip"] = "error") -> int:
+    def merge(
+        self,
+        store: Store,
+        *,
+        on_duplicate: Literal["error", "replace", "skip"] = "error",
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
         """Stage the living documents of a store with the same experts, decoder and codec; returns how many.
 
         Their routes are copied bit for bit; an amortised router that the store has is not. Duplicates are
         looked for later, as after ``add_arrays``.
         """
-    def delete(self, ids: Sequence[str | int] | NDArray[np.integer[Any] | np.bytes_ | np.str_]) -> int:
+    def delete(
+        self,
+        ids: Sequence[str | int] | NDArray[np.integer[Any] | np.bytes_ | np.str_],
+        *,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
         """Stage deletions; all or none of a call. Returns how many documents it takes away."""
-    def commit(self) -> int:
+    def commit(self, *, progress: Callable[[int, int], object] | None = None) -> int:
         """Make everything staged the next generation and return its number; the writer stays open."""
-    def compact(self) -> int:
+    def compact(self, *, progress: Callable[[int, int], object] | None = None) -> int:
         """Take what died out of the files and join segments, as a new generation; returns its number.
 
         Documents keep their numbers and, bit for bit, their routes. Nothing may be staged. The bytes are free
         when the generation before goes, with a later commit.
         """
-    def reindex(self) -> int:
+    def reindex(self, *, progress: Callable[[int, int], object] | None = None) -> int:
         """Build the BM25 index anew from kept title and text, as a new generation; returns its number."""
     def rollback(self) -> int:
         """Go back to what the generation before held, as a new generation; returns its number."""

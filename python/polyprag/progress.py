@@ -1,4 +1,4 @@
-"""Progress bars of long work, drawn from what encoding and evaluation report."""
+"""Progress bars of long work, drawn from what encoding, evaluation and the core report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
     from polyprag.trainer import Progress as Step  # augmenting at an endpoint needs no torch
 
 
-def _bars(console: Console, shown: bool = True) -> Progress:
+def _bars(console: Console, amount: ProgressColumn, shown: bool = True) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        amount,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
@@ -39,7 +41,7 @@ class Bars:
     """A bar for the augmentation, one for the training, and one for what a router reads."""
 
     def __init__(self, console: Console, shown: bool = True) -> None:
-        self._progress = _bars(console, shown)
+        self._progress = _bars(console, MofNCompleteColumn(), shown)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -72,10 +74,33 @@ class Bars:
 @contextmanager
 def system_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A bar over the systems of an evaluation."""
-    with _bars(console) as progress:
+    with _bars(console, MofNCompleteColumn()) as progress:
         task = progress.add_task("Answering", total=None, note="")
 
         def update(system: str, done: int, total: int) -> None:
             progress.update(task, completed=done, total=total, note=system.replace("_", " "))
 
         yield update
+
+
+class WorkBar:
+    """A bar over one call into the core after another, which call it with what is done."""
+
+    def __init__(self, console: Console, what: str, *, shown: bool = True) -> None:
+        self._progress = _bars(console, TaskProgressColumn(), shown)
+        self._task = self._progress.add_task(what, total=None, note="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """``done`` of ``total`` is done; a total of 0 is not known yet."""
+        self._progress.update(self._task, completed=done, total=total or None)
+
+    def step(self, doing: str) -> None:
+        """Something else begins."""
+        self._progress.reset(self._task, total=None, note=doing)

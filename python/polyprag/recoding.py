@@ -81,6 +81,7 @@ def recode(
     sample: int = SAMPLE,
     seed: int = 0,
     step: Callable[[str], None] = lambda doing: None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Recoded:
     """Write a new store at ``dest`` with the documents of ``source`` and their routes in another codec.
 
@@ -95,6 +96,7 @@ def recode(
         sample: at most so many documents are fitted to, and as many compared.
         seed: of the two draws, if there are more.
         step: called with what is being done.
+        progress: called with how much of it is done: bytes that are written, documents that are compared.
 
     Raises:
         InvalidInput: the source keeps weights alone and the codec needs logits, or nothing is to change.
@@ -121,10 +123,11 @@ def recode(
             decoder=None if decoder is None else (decoder.V, decoder.b),
             projection=None if decoder is None else decoder.P,
             expert_dtype=expert_dtype,
+            progress=progress,
         )
         step("comparing")
         with Store.open(dest) as new:
-            fidelity = compare(old, new, compared, of=routed)
+            fidelity = compare(old, new, compared, of=routed, progress=progress)
             return Recoded(
                 spec.codec,
                 new.spec.codec,
@@ -164,12 +167,19 @@ def fit_decoder(logits: NDArray[np.floating[Any]], dimensions: int) -> Decoder:
     return Decoder(V.astype(np.float32), b.astype(np.float32), P.astype(np.float32))
 
 
-def compare(old: Store, new: Store, ids: list[str | int], *, of: int) -> Fidelity:
+def compare(
+    old: Store,
+    new: Store,
+    ids: list[str | int],
+    *,
+    of: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> Fidelity:
     """The fidelity of ``new`` to ``old`` over documents that both have."""
     groups = old.spec.groups
     greatest, sum_dw, numbers = 0.0, 0.0, 0
     kl = np.zeros(groups)
-    for batch in _batches(ids):
+    for at, batch in enumerate(_batches(ids), 1):
         w, moved = old.routes(batch).astype(np.float64), new.routes(batch).astype(np.float64)
         dw = np.abs(moved - w)
         greatest = max(greatest, float(dw.max(initial=0.0)))
@@ -177,6 +187,8 @@ def compare(old: Store, new: Store, ids: list[str | int], *, of: int) -> Fidelit
         numbers += dw.size
         ratio = np.where(w > 0, w, 1.0) / np.maximum(moved, LEAST_WEIGHT)
         kl += (w * np.log(np.where(w > 0, ratio, 1.0))).sum((0, 2))
+        if progress is not None:
+            progress(min(at * _BATCH, len(ids)), len(ids))
     count = max(len(ids), 1)
     return Fidelity(
         documents=len(ids),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
+
+from polyprag.progress import WorkBar
 
 out = Console()
 err = Console(stderr=True)
@@ -41,20 +40,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def working(what: str, work: Callable[[Callable[[str], None]], _T]) -> _T:
-    """Run long work of the core; ``work`` may say what it is at.
+def working(what: str, work: Callable[[WorkBar], _T], *, shown: bool = True) -> _T:
+    """Run long work of the core, which reports to a bar; ``work`` may say what it is at.
 
-    A call into the core ends before Python hears of Ctrl-C. So it runs in a thread of its own, and Ctrl-C
-    ends the process, as a kill would: a store is made for that, and never has half of a change.
+    Ctrl-C ends it where the core next asks, as a failure would: what it wrote so far is removed.
     """
-    with err.status(what, spinner="line") as status:
-        try:
-            # Not in a with block: leaving that would wait for the work.
-            thread = ThreadPoolExecutor(1)
-            return thread.submit(work, lambda step: status.update(f"{what}: {step}")).result()
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            status.stop()
-            say("Stopped. Nothing is half done: what was not finished is not there", "yellow", err)
-            sys.stdout.flush()
-            os._exit(130)
+    try:
+        with WorkBar(err, what, shown=shown) as bar:
+            return work(bar)
+    except KeyboardInterrupt:
+        say("Stopped. Nothing is half done: what was not finished is not there", "yellow", err)
+        raise

@@ -23,6 +23,7 @@ from polyprag.cli.common import (
     working,
 )
 from polyprag.errors import InvalidInput, StoreError
+from polyprag.progress import WorkBar
 
 PackedPath = Annotated[Path, typer.Argument(help="The one file, such as `wiki.tar`.", readable=False)]
 
@@ -74,7 +75,7 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
     """
     try:
         with Store.open(store) as opened:
-            found = working(f"Verifying {store}", lambda _: opened.verify())
+            found = working(f"Verifying {store}", lambda bar: opened.verify(progress=bar), shown=not as_json)
     except StoreError as error:
         if as_json:
             print_json({"ok": False, "error": str(error)})
@@ -132,7 +133,11 @@ def compact(store: StorePath, as_json: AsJson = False) -> None:
     """
     with Store.open(store) as opened:
         before = opened.info().total_bytes
-        generation = working(f"Compacting {store}", lambda _: _changed(opened, lambda w: w.compact()))
+        generation = working(
+            f"Compacting {store}",
+            lambda bar: _changed(opened, lambda writer: writer.compact(progress=bar)),
+            shown=not as_json,
+        )
         after = opened.info().total_bytes
     if as_json:
         print_json({"generation": generation, "total_bytes": after, "total_bytes_before": before})
@@ -158,19 +163,19 @@ def merge(
     Example: `polyprag merge wiki.polyprag news.polyprag --on-duplicate replace`
     """
 
-    def work(step: Callable[[str], None]) -> tuple[int, int]:
+    def work(bar: WorkBar) -> tuple[int, int]:
         read = 0
         with opened.writer() as writer:
             for path in source:
-                step(str(path))
+                bar.step(str(path))
                 with Store.open(path) as other:
-                    read += writer.merge(other, on_duplicate=on_duplicate)
-            step("committing")
-            return read, writer.commit()
+                    read += writer.merge(other, on_duplicate=on_duplicate, progress=bar)
+            bar.step("committing")
+            return read, writer.commit(progress=bar)
 
     with Store.open(into) as opened:
         before = len(opened)
-        read, generation = working(f"Merging into {into}", work)
+        read, generation = working(f"Merging into {into}", work, shown=not as_json)
         opened.refresh()
         after = len(opened)
     if as_json:
@@ -207,12 +212,19 @@ def recode(
     if codec is None and expert_dtype is None:
         raise typer.BadParameter("name what is to change: --codec, --expert-dtype or both")
 
-    def work(step: Callable[[str], None]) -> recoding.Recoded:
+    def work(bar: WorkBar) -> recoding.Recoded:
         return recoding.recode(
-            store, dest, codec=codec, expert_dtype=expert_dtype, sample=sample, seed=seed, step=step
+            store,
+            dest,
+            codec=codec,
+            expert_dtype=expert_dtype,
+            sample=sample,
+            seed=seed,
+            step=bar.step,
+            progress=bar,
         )
 
-    done = working(f"Recoding {store}", work)
+    done = working(f"Recoding {store}", work, shown=not as_json)
     if as_json:
         print_json(done.to_json())
         return
@@ -237,7 +249,11 @@ def reindex(store: StorePath, as_json: AsJson = False) -> None:
     Example: `polyprag reindex wiki.polyprag`
     """
     with Store.open(store) as opened:
-        generation = working(f"Indexing {store}", lambda _: _changed(opened, lambda w: w.reindex()))
+        generation = working(
+            f"Indexing {store}",
+            lambda bar: _changed(opened, lambda writer: writer.reindex(progress=bar)),
+            shown=not as_json,
+        )
     _say_generation(store, generation, "index built anew", as_json)
 
 
@@ -258,7 +274,7 @@ def snapshot(store: StorePath, dest: NewStorePath, as_json: AsJson = False) -> N
     Example: `polyprag snapshot wiki.polyprag backup.polyprag`
     """
     with Store.open(store) as opened:
-        working(f"Copying {store}", lambda _: opened.snapshot(dest))
+        working(f"Copying {store}", lambda bar: opened.snapshot(dest, progress=bar), shown=not as_json)
         _say_copy(dest, opened, as_json)
 
 
@@ -268,7 +284,7 @@ def pack(store: StorePath, file: PackedPath, as_json: AsJson = False) -> None:
     Example: `polyprag pack wiki.polyprag wiki.tar`
     """
     with Store.open(store) as opened:
-        working(f"Packing {store}", lambda _: opened.pack(file))
+        working(f"Packing {store}", lambda bar: opened.pack(file, progress=bar), shown=not as_json)
         _say_copy(file, opened, as_json)
 
 
@@ -277,7 +293,7 @@ def unpack(file: PackedPath, store: NewStorePath, as_json: AsJson = False) -> No
 
     Example: `polyprag unpack wiki.tar wiki.polyprag`
     """
-    working(f"Unpacking {file}", lambda _: Store.unpack(file, store))
+    working(f"Unpacking {file}", lambda bar: Store.unpack(file, store, progress=bar), shown=not as_json)
     with Store.open(store) as opened:
         _say_copy(store, opened, as_json)
 

@@ -1,11 +1,14 @@
 //! A commit: parts, then the manifest, then `CURRENT`, each durable before the next names it.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use crate::bm25::Meanwhile;
 use crate::documents::Dead;
 use crate::error::Result;
 use crate::files::Directory;
 use crate::manifest::{CURRENT, Current, Hash, Manifest, Part, role};
+use crate::watch::{Progress, Unit, Watch};
 use crate::writer::{Base, Session};
 
 impl Directory {
@@ -18,14 +21,28 @@ impl Directory {
 
 impl Session {
     /// The number of the generation in force afterwards.
-    pub fn commit(&mut self, path: &Path) -> Result<u64> {
+    pub fn commit(&mut self, path: &Path, watch: &Arc<dyn Watch>) -> Result<u64> {
         if self.staged.is_empty() && !matches!(self.base, Base::New { .. }) {
             return Ok(self.base_manifest().generation);
         }
-        self.resolve()?;
+        let staged = &self.staged;
+        let indexed = match self.index {
+            Some(_) => staged.next - staged.first,
+            None => 0,
+        };
+        let steps = [
+            staged.to_resolve(self.base.generation()),
+            self.small(),
+            staged.to_finish(),
+            indexed,
+        ];
+        let total = steps.into_iter().fold(0, u64::saturating_add);
+        let progress = Progress::begin(watch, Unit::Documents, total)?;
+        self.resolve(&progress)?;
         let mut manifest = self.next_manifest();
-        self.join_small(&mut manifest)?;
-        let parts = self.staged.finish(&self.dir, self.codec.as_ref())?;
+        self.join_small(&mut manifest, &progress)?;
+        let codec = self.codec.as_ref();
+        let parts = self.staged.finish(&self.dir, codec, &progress)?;
         manifest.parts.extend(parts);
         let mut dead = std::mem::take(&mut self.staged.dead);
         self.count(&mut manifest, dead.len());
@@ -38,8 +55,8 @@ impl Session {
             manifest.parts.retain(|p| p.role != role::DEAD);
             manifest.parts.push(Part::new(role::DEAD, file, digest));
         }
-        self.commit_index(&mut manifest)?;
-        self.publish(manifest, path)
+        self.commit_index(&mut manifest, &progress, indexed)?;
+        self.publish(manifest, path, &progress)
     }
 
     /// The manifest on which the parts of the next generation are listed.
@@ -68,10 +85,15 @@ impl Session {
     }
 
     /// Commits the BM25 index, if anything of it was staged, and lists its files.
-    pub fn commit_index(&mut self, manifest: &mut Manifest) -> Result<()> {
+    pub fn commit_index(
+        &mut self,
+        manifest: &mut Manifest,
+        progress: &Progress,
+        worth: u64,
+    ) -> Result<()> {
         // It holds memory and threads; the next commit that needs one opens it again.
         if let Some(mut index) = self.index.take() {
-            let files = index.commit(manifest.generation)?;
+            let files = index.commit(manifest.generation, Meanwhile { progress, worth })?;
             manifest.parts.retain(|p| p.role != role::BM25);
             manifest.parts.extend(files.into_iter().map(|f| Part {
                 role: role::BM25.into(),
@@ -86,7 +108,7 @@ impl Session {
     }
 
     /// Makes a manifest, whose parts are all durable, the generation in force. Returns its number.
-    pub fn publish(&mut self, manifest: Manifest, path: &Path) -> Result<u64> {
+    pub fn publish(&mut self, manifest: Manifest, path: &Path, progress: &Progress) -> Result<u64> {
         let file = Manifest::name(manifest.generation);
         let json = manifest.to_json(&self.dir.path_of(&file))?;
         self.staged.names.all.push(file.clone());
@@ -99,6 +121,7 @@ impl Session {
             manifest: file,
             blake3: Hash(digest.blake3),
         };
+        progress.end()?;
         // From here on the new generation may be in force whatever fails: nothing of it is removed.
         self.staged.names.all.clear();
         self.dir.put_in_force(&current)?;

@@ -4,13 +4,16 @@
 //! A commit does the smaller part of it by itself: where many commits have left many small segments, it joins them.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use crate::bm25::Meanwhile;
 use crate::documents::{IdSegment, KeptSegment, KeptWriter, join_ids};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::manifest::{Hash, Manifest, Part, role};
 use crate::routes::{RouteSegment, SegmentPlan, SegmentWriter};
 use crate::staged::Names;
+use crate::watch::{Progress, Unit, Watch};
 use crate::writer::{Base, Session};
 
 /// Where so many docnos in a row have nothing, a new segment begins: it is smaller than a note of each.
@@ -21,8 +24,15 @@ const MAX_SEGMENTS: usize = 32;
 
 impl Session {
     /// The number of the generation in force afterwards.
-    pub fn compact(&mut self, path: &Path) -> Result<u64> {
+    pub fn compact(&mut self, path: &Path, watch: &Arc<dyn Watch>) -> Result<u64> {
         let mut manifest = self.next_manifest();
+        let indexed = manifest.index_generation.map_or(0, |_| manifest.documents);
+        let parts = self.base.generation().map_or(0, |base| {
+            let each = JOINED.iter().map(|role| to_join(base, role, 0));
+            each.fold(0, u64::saturating_add)
+        });
+        let total = parts.saturating_add(indexed);
+        let progress = Progress::begin(watch, Unit::Documents, total)?;
         if let Base::Existing(base) = &self.base {
             let names = &mut self.staged.names;
             let mut joining = Joining {
@@ -30,6 +40,7 @@ impl Session {
                 names,
                 all: base.dead.docnos().is_empty(),
                 keep: &|docno| base.is_alive(docno),
+                progress: &progress,
             };
             for role in JOINED {
                 joining.join(role, 0, &mut manifest)?;
@@ -45,30 +56,46 @@ impl Session {
                 .retain(|p| p.role != role::SCALES || used.contains(&p.blake3));
         }
         if manifest.index_generation.is_some() {
-            self.index()?.compact()?;
-            self.commit_index(&mut manifest)?;
+            let meanwhile = Meanwhile {
+                progress: &progress,
+                worth: indexed,
+            };
+            self.index()?.compact(meanwhile)?;
+            self.commit_index(&mut manifest, &progress, 0)?;
         }
-        self.publish(manifest, path)
+        self.publish(manifest, path, &progress)
     }
 
     /// Joins small segments, so that their number grows with the logarithm of the number of commits.
-    pub fn join_small(&mut self, manifest: &mut Manifest) -> Result<()> {
+    pub fn join_small(&mut self, manifest: &mut Manifest, progress: &Progress) -> Result<()> {
         let Base::Existing(base) = &self.base else {
             return Ok(());
         };
         for role in JOINED {
-            let sizes: Vec<u64> = manifest.of_role(role).map(|p| p.length).collect();
-            if let Some(from) = small_tail(&sizes) {
+            if let Some(from) = small_tail(manifest, role) {
                 let mut joining = Joining {
                     base,
                     names: &mut self.staged.names,
                     all: true,
                     keep: &|_| true,
+                    progress,
                 };
                 joining.join(role, from, manifest)?;
             }
         }
         Ok(())
+    }
+
+    /// How many documents [`Session::join_small`] goes through, each as often as it does.
+    pub fn small(&self) -> u64 {
+        let Base::Existing(base) = &self.base else {
+            return 0;
+        };
+        let each = JOINED.iter().filter_map(|role| {
+            let from = small_tail(base.manifest(), role)?;
+            Some(to_join(base, role, from))
+        });
+        each.fold(0, u64::saturating_add)
     }
 
     /// For what changes the whole store: it goes by what is committed, so nothing else may be under way.
@@ -86,7 +113,8 @@ const JOINED: [&str; 3] = [role::ROUTES, role::IDS, role::DOCUMENTS];
 
 /// Where the segments begin that together outweigh each of them, if there are too many segments. So whatever
 /// is rewritten at least doubles.
-fn small_tail(sizes: &[u64]) -> Option<usize> {
+fn small_tail(manifest: &Manifest, role: &str) -> Option<usize> {
+    let sizes: Vec<u64> = manifest.of_role(role).map(|p| p.length).collect();
     if sizes.len() <= MAX_SEGMENTS {
         return None;
     }
@@ -97,12 +125,26 @@ fn small_tail(sizes: &[u64]) -> Option<usize> {
     })
 }
 
+/// How many documents of a role are gone through: those of the segments from the `from`-th on, ids twice.
+fn to_join(base: &Generation, role: &str, from: usize) -> u64 {
+    fn sum<S>(segments: &[S], from: usize, of: impl Fn(&S) -> u64) -> u64 {
+        let segments = segments.get(from..).unwrap_or_default().iter();
+        segments.map(of).fold(0, u64::saturating_add)
+    }
+    match role {
+        role::ROUTES => sum(&base.routes, from, RouteSegment::rows),
+        role::IDS => sum(&base.ids, from, |s| s.rows().saturating_mul(2)),
+        _ => sum(&base.kept, from, |s| s.end() - s.first()),
+    }
+}
+
 struct Joining<'j> {
     base: &'j Generation,
     names: &'j mut Names,
     /// Whether `keep` allows every docno.
     all: bool,
     keep: &'j (dyn Fn(u64) -> bool + Sync),
+    progress: &'j Progress,
 }
 
 impl Joining<'_> {
@@ -115,18 +157,21 @@ impl Joining<'_> {
                 base.routes.get(from..).unwrap_or_default(),
                 &listed,
                 |a, b| scales_of(a) == scales_of(b) && near(a.end(), b.first()),
+                RouteSegment::rows,
                 Self::write_routes,
             )?,
             role::IDS => self.groups(
                 base.ids.get(from..).unwrap_or_default(),
                 &listed,
                 |a, b| near(a.end(), b.first()),
+                |s| s.rows().saturating_mul(2),
                 Self::write_ids,
             )?,
             _ => self.groups(
                 base.kept.get(from..).unwrap_or_default(),
                 &listed,
                 |a, b| near(a.end(), b.first()),
+                |s| s.end() - s.first(),
                 Self::write_documents,
             )?,
         };
@@ -141,13 +186,15 @@ impl Joining<'_> {
         segments: &[S],
         listed: &[Part],
         neighbours: impl Fn(&S, &S) -> bool,
+        rows: impl Fn(&S) -> u64,
         write: impl Fn(&mut Self, &[&S]) -> Result<Option<Part>>,
     ) -> Result<Vec<Part>> {
         let segments: Vec<(&S, &Part)> = segments.iter().zip(listed).collect();
         let mut parts = Vec::new();
         for group in segments.chunk_by(|(a, _), (b, _)| neighbours(a, b)) {
-            if let ([(_, part)], true) = (group, self.all) {
+            if let ([(segment, part)], true) = (group, self.all) {
                 parts.push((*part).clone());
+                self.progress.add(rows(segment))?;
                 continue;
             }
             let group: Vec<&S> = group.iter().map(|(segment, _)| *segment).collect();
@@ -176,8 +223,12 @@ impl Joining<'_> {
         let mut writer = SegmentWriter::create(&base.dir, &name, plan)?;
         for segment in group {
             let kept = |docno: &u64| *docno >= first && (self.keep)(*docno);
-            for docno in segment.docnos().filter(kept) {
-                if let Some(record) = segment.record(docno)? {
+            for docno in segment.docnos() {
+                let Some(record) = segment.record(docno)? else {
+                    continue;
+                };
+                self.progress.add(1)?;
+                if kept(&docno) {
                     writer.skip(docno - writer.end());
                     writer.write(record)?;
                 }
@@ -194,7 +245,7 @@ impl Joining<'_> {
             return Ok(None);
         }
         let name = self.names.next(role::IDS, "seg");
-        let digest = join_ids(&self.base.dir, &name, group, self.keep)?;
+        let digest = join_ids(&self.base.dir, &name, group, self.keep, self.progress)?;
         Ok(Some(Part::new(role::IDS, name, digest)))
     }
 
@@ -205,7 +256,7 @@ impl Joining<'_> {
         let name = self.names.next(role::DOCUMENTS, "seg");
         let mut writer = KeptWriter::create(&self.base.dir, &name, first.first())?;
         for segment in group {
-            writer.copy(segment, self.keep)?;
+            writer.copy(segment, self.keep, self.progress)?;
         }
         let part = Part::new(role::DOCUMENTS, name, writer.finish()?);
         Ok(Some(part))

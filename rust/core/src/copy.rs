@@ -8,6 +8,10 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, INDEX_FOLDER, LockMode, PartWriter, lock, pour};
@@ -15,17 +19,30 @@ use crate::generation::Generation;
 use crate::lock::take_lock;
 use crate::manifest::{CURRENT, CURRENT_LIMIT, Current, Hash, MANIFEST_LIMIT, Manifest, Part};
 use crate::new_folder::{NewFolder, fresh_ending, remove_abandoned};
+use crate::watch::{Progress, Unit, Watch};
 
 /// How the name of an archive begins while it is written.
 const PACKING: &str = ".polyprag-pack-";
+/// Between two looks into a pipe that is empty.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Copies the generation to a new store, `name` in `parent`.
-pub fn snapshot(generation: &Generation, parent: Directory, name: &OsStr) -> Result<()> {
+pub fn snapshot(
+    generation: &Generation,
+    parent: Directory,
+    name: &OsStr,
+    watch: &Arc<dyn Watch>,
+) -> Result<()> {
+    let progress = Progress::begin(watch, Unit::Bytes, generation.manifest().bytes())?;
     let mut copy = NewCopy::begin(parent, name)?;
     for part in &generation.manifest().parts {
-        copy_part(&generation.dir, part, copy.folder.dir())?;
+        copy_part(&generation.dir, part, copy.folder.dir(), &progress)?;
     }
-    copy.finish(generation.current(), &manifest_bytes(generation)?)
+    copy.finish(
+        generation.current(),
+        &manifest_bytes(generation)?,
+        &progress,
+    )
 }
 
 /// The manifest of a generation as its file has it.
@@ -36,18 +53,25 @@ fn manifest_bytes(generation: &Generation) -> Result<Vec<u8>> {
 }
 
 /// Copies a part under its name, and compares it with what its manifest says.
-pub fn copy_part(from: &Directory, part: &Part, to: &Directory) -> Result<()> {
+pub fn copy_part(from: &Directory, part: &Part, to: &Directory, progress: &Progress) -> Result<()> {
     let file = from.open_part(&part.file, part.length)?;
-    receive(to, part, &mut (&file), &from.path_of(&part.file))
+    let path = from.path_of(&part.file);
+    receive(to, part, &mut (&file), &path, progress)
 }
 
 /// Writes a part from what `source` gives, which must be all of it.
-fn receive(to: &Directory, part: &Part, source: &mut dyn Read, path: &Path) -> Result<()> {
+fn receive(
+    to: &Directory,
+    part: &Part,
+    source: &mut dyn Read,
+    path: &Path,
+    progress: &Progress,
+) -> Result<()> {
     if part.file.starts_with(INDEX_FOLDER) {
         to.make_folder(INDEX_FOLDER)?;
     }
     let mut written = to.create_part(&part.file)?;
-    pour(source, path, &mut |bytes| written.write(bytes))?;
+    pour(source, path, progress, &mut |bytes| written.write(bytes))?;
     let digest = written.finish()?;
     compare(part, digest, path)
 }
@@ -80,30 +104,44 @@ impl NewCopy {
     }
 
     /// The parts are all there and synced: gives the store its manifest and its name.
-    pub fn finish(&mut self, current: &Current, manifest: &[u8]) -> Result<()> {
+    pub fn finish(
+        &mut self,
+        current: &Current,
+        manifest: &[u8],
+        progress: &Progress,
+    ) -> Result<()> {
         let dir = self.folder.dir();
         dir.write_part(&current.manifest, manifest)?;
         if dir.has(OsStr::new(INDEX_FOLDER))? {
             dir.folder(INDEX_FOLDER)?.sync()?;
         }
         dir.put_in_force(current)?;
+        progress.end()?;
         self.folder.publish()
     }
 }
 
 /// Writes the generation into one new file, `name` in `parent`.
-pub fn pack(generation: &Generation, parent: &Directory, name: &OsStr) -> Result<()> {
+pub fn pack(
+    generation: &Generation,
+    parent: &Directory,
+    name: &OsStr,
+    watch: &Arc<dyn Watch>,
+) -> Result<()> {
     if parent.has(name)? {
         let source = std::io::Error::from(ErrorKind::AlreadyExists);
         return Err(Error::io(parent.path_of(name), source));
     }
+    let progress = Progress::begin(watch, Unit::Bytes, generation.manifest().bytes())?;
     remove_abandoned(parent, OsStr::new(PACKING));
     let beside = format!("{PACKING}{}", fresh_ending());
     let written = parent.create_part(&beside).and_then(|part| {
         // Others see by the lock that somebody is at work on it.
         let file = parent.open_file(&beside)?;
         lock(&file, LockMode::Exclusive, &parent.path_of(&beside))?;
-        pack_into(generation, part)?.finish()?;
+        let packed = pack_into(generation, part, &progress);
+        progress.blame(packed)?.finish()?;
+        progress.end()?;
         parent.rename_new(OsStr::new(&beside), name)?;
         parent.sync()
     });
@@ -114,7 +152,7 @@ pub fn pack(generation: &Generation, parent: &Directory, name: &OsStr) -> Result
     written
 }
 
-fn pack_into(generation: &Generation, part: PartWriter) -> Result<PartWriter> {
+fn pack_into(generation: &Generation, part: PartWriter, progress: &Progress) -> Result<PartWriter> {
     let mut archive = Archive {
         tar: tar::Builder::new(Sink {
             part,
@@ -131,6 +169,7 @@ fn pack_into(generation: &Generation, part: PartWriter) -> Result<PartWriter> {
             file,
             hasher: blake3::Hasher::new(),
             length: 0,
+            progress,
         };
         archive.add(&part.file, part.length, &mut source, &path)?;
         let digest = Digest {
@@ -200,29 +239,70 @@ impl Write for Sink {
 }
 
 /// A file that is hashed as it is read.
-struct Hashing {
+struct Hashing<'h> {
     file: File,
     hasher: blake3::Hasher,
     length: u64,
+    progress: &'h Progress,
 }
 
-impl Read for Hashing {
+impl Read for Hashing<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let n = self.file.read(buffer)?;
         self.hasher.update(buffer.get(..n).unwrap_or_default());
         self.length += n as u64;
+        self.progress.add(n as u64).map_err(std::io::Error::other)?;
         Ok(n)
     }
 }
 
 /// Makes a store, `name` in `parent`, of a file that [`pack`] wrote.
-pub fn unpack(file: &Path, parent: Directory, name: &OsStr) -> Result<()> {
-    let source = File::open(file).map_err(|e| Error::io(file, e))?;
-    let begin = || NewCopy::begin(parent, name);
-    let (mut copy, current, manifest) = read_packed(source, file, begin, |copy, part, entry| {
-        receive(copy.folder.dir(), part, entry, file)
-    })?;
-    copy.finish(&current, &manifest)
+pub fn unpack(file: &Path, parent: Directory, name: &OsStr, watch: &Arc<dyn Watch>) -> Result<()> {
+    let progress = Progress::begin(watch, Unit::Bytes, 0)?;
+    let source = Waiting::open(file, &progress)?;
+    let begin = |manifest: &Manifest| {
+        progress.set_total(manifest.bytes())?;
+        NewCopy::begin(parent, name)
+    };
+    let read = read_packed(source, file, begin, |copy, part, entry| {
+        receive(copy.folder.dir(), part, entry, file, &progress)
+    });
+    let (mut copy, current, manifest) = progress.blame(read)?;
+    copy.finish(&current, &manifest, &progress)
+}
+
+/// A file that may be a pipe: while its next bytes are waited for, the watch is told.
+struct Waiting<'w> {
+    file: File,
+    progress: &'w Progress,
+}
+
+impl<'w> Waiting<'w> {
+    fn open(path: &Path, progress: &'w Progress) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        // A read that blocks would end for a signal that comes in it, and not for one that came just before.
+        rustix::fs::fcntl_getfl(&file)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK))
+            .map_err(|e| Error::io(path, e))?;
+        Ok(Self { file, progress })
+    }
+}
+
+impl Read for Waiting<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut pause = Duration::from_micros(100);
+        loop {
+            match self.file.read(buffer) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.progress.tell(0).map_err(std::io::Error::other)?;
+                    std::thread::sleep(pause);
+                    pause = LONGEST_PAUSE.min(2 * pause);
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
 }
 
 /// Reads a packed store from front to back. `begin` is called when its manifest is known to be one, and `take`
@@ -230,7 +310,7 @@ pub fn unpack(file: &Path, parent: Directory, name: &OsStr) -> Result<()> {
 pub fn read_packed<C>(
     source: impl Read,
     file: &Path,
-    begin: impl FnOnce() -> Result<C>,
+    begin: impl FnOnce(&Manifest) -> Result<C>,
     mut take: impl FnMut(&mut C, &Part, &mut dyn Read) -> Result<()>,
 ) -> Result<(C, Current, Vec<u8>)> {
     let mut archive = tar::Archive::new(source);
@@ -255,7 +335,7 @@ pub fn read_packed<C>(
         return Err(Error::corrupt(file, "manifest", expected, found));
     }
     let manifest = Manifest::parse(&json, &file.with_file_name(&current.manifest))?;
-    let mut begun = begin()?;
+    let mut begun = begin(&manifest)?;
     for part in &manifest.parts {
         let mut entry = next(&part.file)?;
         is_named(&entry, &part.file, file)?;
@@ -305,7 +385,7 @@ fn small(
         return Err(malformed(file, expected, entry.size()));
     }
     let mut bytes = Vec::new();
-    pour(entry, file, &mut |piece| {
+    pour(entry, file, &Progress::unseen(), &mut |piece| {
         bytes.extend_from_slice(piece);
         Ok(())
     })?;

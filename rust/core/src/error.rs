@@ -75,6 +75,10 @@ pub enum Error {
     #[error("document {id} has no route: train one for it, or leave it out")]
     Unrouted { id: String },
 
+    /// A [`Watch`](crate::Watch) stopped the work.
+    #[error("stopped before its end, as was asked; nothing of it was committed")]
+    Interrupted,
+
     /// The operating system refused; the kind and the number of the failure are in `source`.
     #[error("{}: {source}", path.display())]
     Io {

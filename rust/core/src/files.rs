@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::tap::{Call, MaybeTap, Op, Tap};
+use crate::watch::Progress;
 
 /// The only folder inside a store.
 pub const INDEX_FOLDER: &str = "bm25";
@@ -252,11 +253,15 @@ impl Directory {
 
     /// Reads a whole file and hashes it, without mapping it.
     pub fn digest(&self, name: &str) -> Result<Digest> {
+        self.digest_watched(name, &Progress::unseen())
+    }
+
+    pub(crate) fn digest_watched(&self, name: &str, progress: &Progress) -> Result<Digest> {
         let path = self.path_of(name);
         let mut file = self.open_file(name)?;
         let mut hasher = blake3::Hasher::new();
         let mut length = 0u64;
-        pour(&mut file, &path, &mut |bytes| {
+        pour(&mut file, &path, progress, &mut |bytes| {
             hasher.update(bytes);
             length += bytes.len() as u64;
             Ok(())
@@ -447,18 +452,22 @@ impl Directory {
     }
 }
 
-/// Hands on everything that `source` (at `path`, for messages) has, a chunk at a time.
-pub fn pour(
+/// Hands on everything that `source` (at `path`, for messages) has, a chunk at a time; counts bytes.
+pub(crate) fn pour(
     source: &mut dyn Read,
     path: &Path,
+    progress: &Progress,
     to: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut buffer = vec![0; READ_CHUNK];
     loop {
         match source.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(n) => to(buffer.get(..n).unwrap_or_default())?,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Ok(n) => {
+                to(buffer.get(..n).unwrap_or_default())?;
+                progress.add(n as u64)?;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => progress.tell(0)?,
             Err(e) => return Err(Error::io(path, e)),
         }
     }

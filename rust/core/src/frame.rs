@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped, PartWriter};
+use crate::watch::Progress;
 
 pub const VERSION: u32 = 1;
 
@@ -263,7 +264,7 @@ impl Frame {
     }
 
     /// Compares every block with its checksum.
-    pub fn verify(&self) -> Result<()> {
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
         let table = self.map.get(self.body.end..self.tail.start);
         let table = table.unwrap_or_default();
         if xxh3_64(table) != self.sums {
@@ -276,6 +277,7 @@ impl Frame {
                 let (sum, real) = (format!("checksum {sum:016x}"), format!("{real:016x}"));
                 return Err(self.corrupt(format!("block {i}"), sum, real));
             }
+            progress.add(block.len() as u64)?;
         }
         Ok(())
     }

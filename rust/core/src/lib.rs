@@ -40,6 +40,7 @@ mod store;
 pub mod tap;
 mod tensors;
 mod verify;
+mod watch;
 mod writer;
 
 pub use bm25::{Comparison, Condition, Filter, FilterField, FilterKind};
@@ -55,4 +56,5 @@ pub use spec::{ANALYSER, Combination, IdType, MAX_NAME, Mixing, Module, Rule, St
 pub use store::{Hit, Ids, Kind, RouteArray, Store};
 pub use tensors::{Tensor, TensorView};
 pub use verify::VerifyReport;
+pub use watch::{Unwatched, Watch};
 pub use writer::{OnDuplicate, RouteRows, Writer};

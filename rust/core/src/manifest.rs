@@ -200,6 +200,12 @@ impl Manifest {
         self.parts.iter().filter(move |p| p.role == role)
     }
 
+    /// Of all parts.
+    pub fn bytes(&self) -> u64 {
+        let lengths = self.parts.iter().map(|part| part.length);
+        lengths.fold(0, u64::saturating_add)
+    }
+
     pub fn to_json(&self, path: &Path) -> Result<Vec<u8>> {
         let mut json = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::invalid(format!("the manifest cannot be written: {e}")))?;

@@ -6,11 +6,17 @@ use crate::documents::LastBlock;
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::manifest::role;
+use crate::watch::Progress;
 use crate::writer::{OnDuplicate, Session, contents_to_keep, words};
 
 impl Session {
     /// Stages the living documents of `other` with their routes; returns how many.
-    pub fn merge(&mut self, other: &Generation, on_duplicate: OnDuplicate) -> Result<u64> {
+    pub fn merge(
+        &mut self,
+        other: &Generation,
+        on_duplicate: OnDuplicate,
+        progress: &Progress,
+    ) -> Result<u64> {
         let mut last = LastBlock::default();
         let mut taken = 0;
         for docno in other.living() {
@@ -41,9 +47,11 @@ impl Session {
                 &contents_to_keep(&self.spec, kept),
                 on_duplicate,
             )?;
+            self.staged.end_full_chunk(&self.dir, progress)?;
+            progress.add(1)?;
             taken += 1;
         }
-        Ok(taken)
+        progress.end().map(|()| taken)
     }
 
     pub fn expect_mergeable(&self, other: &Generation) -> Result<()> {

@@ -9,9 +9,12 @@ use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::generation::Generation;
 use crate::manifest::{Current, Hash, Manifest, Part, role};
-use crate::routes::{Codec, ColumnRange, Decoder, DecoderInput, Keeps, Matrix, ScaleValues};
+use crate::routes::{
+    Codec, ColumnRange, Decoder, DecoderInput, Keeps, Matrix, RouteSegment, ScaleValues,
+};
 use crate::spec::StoreSpec;
 use crate::staged::{Names, StagedRoutes};
+use crate::watch::{Progress, Unit, Watch};
 
 /// Rows that are decoded and encoded at once.
 const BATCH: usize = 4096;
@@ -33,6 +36,7 @@ pub fn recode(
     parent: Directory,
     name: &OsStr,
     recoding: &Recoding<'_>,
+    watch: &Arc<dyn Watch>,
 ) -> Result<()> {
     let spec = StoreSpec {
         codec: recoding.codec,
@@ -42,6 +46,20 @@ pub fn recode(
     let codec: Arc<dyn Codec> = spec.build_codec().into();
     let how = How::of(source, codec.as_ref(), recoding)?;
 
+    // Rows are encoded, after a pass in which scales are fitted to them where there are any.
+    let passes = match (&how, codec.levels()) {
+        (None, _) => 0,
+        (Some(_), None) => 1,
+        (Some(_), Some(_)) => 2,
+    };
+    let mut rows = source.routes.iter().map(RouteSegment::rows);
+    let width = source.codec.record_bytes() as u64;
+    let read = rows.try_fold(0u64, |sum, rows| sum.checked_add(rows.checked_mul(width)?));
+    let encoded = read.unwrap_or(u64::MAX).saturating_mul(passes);
+    let parts = source.manifest().parts.iter();
+    let copied = parts.filter(|p| passes == 0 || ![role::ROUTES, role::SCALES].contains(&&*p.role));
+    let total = copied.fold(encoded, |sum, part| sum.saturating_add(part.length));
+    let progress = Progress::begin(watch, Unit::Bytes, total)?;
     let mut copy = NewCopy::begin(parent, name)?;
     let dir = copy.folder.dir();
     let mut manifest = Manifest {
@@ -59,13 +77,14 @@ pub fn recode(
             role::EXPERTS if expert_dtype != source.experts.dtype() => {
                 let file = names.next(role::EXPERTS, "safetensors");
                 let digest = source.experts.rewrite(dir, &file, expert_dtype)?;
+                progress.add(part.length)?;
                 manifest.parts.push(Part::new(role::EXPERTS, file, digest));
             }
             role::DECODER if !matches!(how, None | Some(How::Codes)) => {}
             role::ROUTES | role::SCALES if how.is_some() => {}
             role::ROUTER => {} // below, when the decoder is known
             role => {
-                copy_part(&source.dir, part, dir)?;
+                copy_part(&source.dir, part, dir, &progress)?;
                 manifest.parts.push(part.clone());
                 if role == role::DECODER {
                     decoder_hash = Some(part.blake3);
@@ -84,14 +103,22 @@ pub fn recode(
     let decoder_before = source.manifest().of_role(role::DECODER).next();
     if decoder_before.map(|part| part.blake3) == decoder_hash {
         for part in source.manifest().of_role(role::ROUTER) {
-            copy_part(&source.dir, part, dir)?;
+            copy_part(&source.dir, part, dir, &progress)?;
             manifest.parts.push(part.clone());
         }
     }
 
     if let Some(how) = &how {
         let routes = StagedRoutes::new(None, decoder_hash, spec.codec.to_string());
-        let parts = encode(source, dir, codec.as_ref(), how, &mut names, routes)?;
+        let parts = encode(
+            source,
+            dir,
+            codec.as_ref(),
+            how,
+            &mut names,
+            routes,
+            &progress,
+        )?;
         manifest.parts.extend(parts);
     }
 
@@ -101,7 +128,7 @@ pub fn recode(
         manifest: file,
         blake3: Hash(*blake3::hash(&json).as_bytes()),
     };
-    copy.finish(&current, &json)
+    copy.finish(&current, &json, &progress)
 }
 
 /// Scales and segments of all rows.
@@ -112,18 +139,19 @@ fn encode(
     how: &How<'_>,
     names: &mut Names,
     mut routes: StagedRoutes,
+    progress: &Progress,
 ) -> Result<Vec<Part>> {
     if let Some(levels) = codec.levels() {
         // Once over all rows, so that one set of scales serves them all where they are drawn alike.
         let mut range = ColumnRange::new(codec.columns());
-        each_batch(source, how, &mut |_, rows| {
+        each_batch(source, how, progress, &mut |_, rows| {
             rows.chunks_exact(codec.columns().max(1))
                 .for_each(|row| range.extend(row));
             Ok(())
         })?;
         routes.use_scales(dir, names, &ScaleValues::fit(levels, &range))?;
     }
-    each_batch(source, how, &mut |docnos, rows| {
+    each_batch(source, how, progress, &mut |docnos, rows| {
         routes.encode(dir, codec, names, docnos, rows)
     })?;
     routes.finish()
@@ -207,7 +235,13 @@ impl<'r> How<'r> {
 type Each<'e> = dyn FnMut(&[u64], &[f32]) -> Result<()> + 'e;
 
 /// Calls `each` with the rows of living documents for the new codec, batch by batch.
-fn each_batch(source: &Generation, how: &How<'_>, each: &mut Each<'_>) -> Result<()> {
+fn each_batch(
+    source: &Generation,
+    how: &How<'_>,
+    progress: &Progress,
+    each: &mut Each<'_>,
+) -> Result<()> {
+    let width = source.codec.record_bytes() as u64;
     let mut docnos = Vec::with_capacity(BATCH);
     let mut work = |docnos: &mut Vec<u64>| -> Result<()> {
         let rows = match how {
@@ -225,9 +259,12 @@ fn each_batch(source: &Generation, how: &How<'_>, each: &mut Each<'_>) -> Result
         Ok(())
     };
     for segment in &source.routes {
-        for docno in segment.docnos().filter(|docno| source.is_alive(*docno)) {
+        for docno in segment.docnos() {
             if segment.contains(docno)? {
-                docnos.push(docno);
+                progress.add(width)?;
+                if source.is_alive(docno) {
+                    docnos.push(docno);
+                }
             }
             if docnos.len() == BATCH {
                 work(&mut docnos)?;

@@ -1,11 +1,13 @@
 //! The BM25 index, rebuilt from kept text: for an index that is damaged, or of a Tantivy that can no longer be read.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::bm25::FilterValues;
 use crate::documents::{DocumentId, LastBlock};
 use crate::error::{Error, Result};
 use crate::manifest::role;
+use crate::watch::{Progress, Unit, Watch};
 use crate::writer::{Base, Session, words};
 
 impl Session {
@@ -30,9 +32,13 @@ impl Session {
     }
 
     /// The number of the generation in force afterwards.
-    pub fn reindex(&mut self, path: &Path) -> Result<u64> {
+    pub fn reindex(&mut self, path: &Path, watch: &Arc<dyn Watch>) -> Result<u64> {
         let filters = self.spec.filters.clone();
         let mut manifest = self.next_manifest();
+        // Once when they are told apart into words, and once when what was written becomes one index.
+        let documents = manifest.documents;
+        let total = documents.saturating_mul(2);
+        let progress = Progress::begin(watch, Unit::Documents, total)?;
         manifest.parts.retain(|p| p.role != role::BM25);
         manifest.index_generation = None;
         self.start_index()?;
@@ -47,9 +53,10 @@ impl Session {
                     let values = FilterValues::of(&filters, &id, document.metadata.as_deref())?;
                     index.add(docno, title, text, values)?;
                 }
+                progress.add(1)?;
             }
         }
-        self.commit_index(&mut manifest)?;
-        self.publish(manifest, path)
+        self.commit_index(&mut manifest, &progress, documents)?;
+        self.publish(manifest, path, &progress)
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::generation::{Generation, Index};
 use crate::manifest::{Current, Manifest, Pinned};
+use crate::watch::Progress;
 use crate::writer::Session;
 
 impl Session {
@@ -40,6 +41,6 @@ impl Session {
             next_docno: next.next_docno.max(before.next_docno),
             ..before
         };
-        self.publish(manifest, path)
+        self.publish(manifest, path, &Progress::unseen())
     }
 }

@@ -17,6 +17,7 @@ use crate::manifest::{Hash, Part, role};
 use crate::presence::PresenceBuilder;
 use crate::routes::{Codec, ColumnRange, ScaleValues, Scales, SegmentPlan, SegmentWriter};
 use crate::spec::IdType;
+use crate::watch::Progress;
 use crate::writer::OnDuplicate;
 
 /// A chunk of ids is sorted and written when it has this many bytes, or this many ids that came with documents.
@@ -215,16 +216,13 @@ impl Staged {
             Some(row) => self.push_rows(dir, codec, docno, row)?,
             None => self.routed.extend_absent(1),
         }
-        if !contents.is_empty() {
-            self.keep(dir, docno, contents)?;
+        match contents.is_empty() {
+            true => Ok(()),
+            false => self.keep(dir, docno, contents),
         }
-        if self.ids.by_id.len() >= CHUNK_DOCUMENTS {
-            self.end_chunk(dir)?;
-        }
-        Ok(())
     }
 
-    /// Ids with their rows, of which duplicates are found later.
+    /// Ids with their rows, of which duplicates are found later; counts them.
     pub fn push_many(
         &mut self,
         dir: &Directory,
@@ -232,16 +230,23 @@ impl Staged {
         ids: IdBatch<'_>,
         rows: &[f32],
         policy: OnDuplicate,
+        progress: &Progress,
     ) -> Result<()> {
         self.set_policy(policy);
-        let first = self.next;
+        let mut docno = self.next;
         match ids {
             IdBatch::Any(ids) => ids.iter().try_for_each(|id| self.ids.chunk.push(id))?,
             IdBatch::U64(ids) => self.ids.chunk.extend_u64(ids)?,
         }
         self.next += ids.len() as u64;
-        self.push_rows(dir, codec, first, rows)?;
-        self.end_full_chunk(dir)
+        // What comes in bulk is not copied together first.
+        for rows in rows.chunks(at_once(codec)) {
+            self.push_rows(dir, codec, docno, rows)?;
+            let n = (rows.len() / codec.columns().max(1)) as u64;
+            docno += n;
+            progress.add(n)?;
+        }
+        Ok(())
     }
 
     /// A document of another store with its record as it is; duplicates are found later.
@@ -267,10 +272,10 @@ impl Staged {
             }
             None => self.routed.extend_absent(1),
         }
-        if !contents.is_empty() {
-            self.keep(dir, docno, contents)?;
+        match contents.is_empty() {
+            true => Ok(()),
+            false => self.keep(dir, docno, contents),
         }
-        self.end_full_chunk(dir)
     }
 
     /// Goes on with these scales, writing them if they are not the newest already.
@@ -306,7 +311,7 @@ impl Staged {
         kept.add(docno, contents)
     }
 
-    /// Rows of the docnos from `first` on.
+    /// Rows of the docnos from `first` on, as many as are encoded at once or fewer.
     fn push_rows(
         &mut self,
         dir: &Directory,
@@ -317,25 +322,18 @@ impl Staged {
         let columns = codec.columns().max(1);
         let n = (rows.len() / columns) as u64;
         self.routed.extend_present(n);
-        // What comes in bulk is not copied together first.
-        let at_once = (PENDING_NUMBERS / columns).max(1) * columns;
-        let mut docno = first;
-        for rows in rows.chunks(at_once) {
-            let n = (rows.len() / columns) as u64;
-            if self.pending.is_empty() && rows.len() == at_once {
-                let docnos: Vec<u64> = (docno..docno + n).collect();
-                self.routes
-                    .encode(dir, codec, &mut self.names, &docnos, rows)?;
-            } else {
-                self.pending_docnos.extend(docno..docno + n);
-                self.pending.extend_from_slice(rows);
-                if self.pending.len() >= PENDING_NUMBERS {
-                    self.flush_rows(dir, codec)?;
-                }
-            }
-            docno += n;
+        if self.pending.is_empty() && rows.len() == at_once(codec) {
+            let docnos: Vec<u64> = (first..first + n).collect();
+            return self
+                .routes
+                .encode(dir, codec, &mut self.names, &docnos, rows);
         }
-        Ok(())
+        self.pending_docnos.extend(first..first + n);
+        self.pending.extend_from_slice(rows);
+        match self.pending.len() >= PENDING_NUMBERS {
+            true => self.flush_rows(dir, codec),
+            false => Ok(()),
+        }
     }
 
     fn flush_rows(&mut self, dir: &Directory, codec: &dyn Codec) -> Result<()> {
@@ -348,15 +346,17 @@ impl Staged {
             .encode(dir, codec, &mut self.names, &docnos, &rows)
     }
 
-    fn end_full_chunk(&mut self, dir: &Directory) -> Result<()> {
-        match self.ids.chunk.bytes() >= CHUNK_BYTES {
-            true => self.end_chunk(dir),
+    /// Writes the newest ids if there are many; to be called after each that was pushed, or many.
+    pub fn end_full_chunk(&mut self, dir: &Directory, progress: &Progress) -> Result<()> {
+        let ids = &self.ids;
+        match ids.chunk.bytes() >= CHUNK_BYTES || ids.by_id.len() >= CHUNK_DOCUMENTS {
+            true => self.end_chunk(dir, progress),
             false => Ok(()),
         }
     }
 
     /// Sorts and writes the newest ids.
-    fn end_chunk(&mut self, dir: &Directory) -> Result<()> {
+    fn end_chunk(&mut self, dir: &Directory, progress: &Progress) -> Result<()> {
         let ids = &mut self.ids;
         if ids.chunk.is_empty() {
             return Ok(());
@@ -369,20 +369,20 @@ impl Staged {
         ids.by_id.clear();
         ids.chunk_first = self.next;
         if ids.runs.len() > MAX_RUNS {
-            self.join_runs(dir)?;
+            self.join_runs(dir, &progress.aside())?;
         }
         Ok(())
     }
 
     /// Makes one run of all.
-    fn join_runs(&mut self, dir: &Directory) -> Result<()> {
+    fn join_runs(&mut self, dir: &Directory, progress: &Progress) -> Result<()> {
         let ids = &mut self.ids;
         if ids.runs.len() < 2 {
             return Ok(());
         }
         let name = self.names.next(role::IDS, "seg");
         let segments: Vec<&IdSegment> = ids.runs.iter().map(|(_, run)| run).collect();
-        let digest = join_ids(dir, &name, &segments, &|_| true)?;
+        let digest = join_ids(dir, &name, &segments, &|_| true, progress)?;
         self.replace_runs(dir, name, digest)
     }
 
@@ -396,12 +396,45 @@ impl Staged {
         Ok(())
     }
 
+    /// How many documents [`Staged::resolve`] goes through, each as often as it does.
+    pub fn to_resolve(&self, base: Option<&Generation>) -> u64 {
+        if self.ids.resolved == self.next {
+            return 0;
+        }
+        let passes = match self.runs() {
+            0 | 1 => 1,
+            _ => 2,
+        };
+        let staged = (self.next - self.first).saturating_mul(passes);
+        let compared = match base {
+            Some(base) if base.manifest().documents > 0 => self.next - self.ids.resolved,
+            _ => 0,
+        };
+        staged.saturating_add(compared)
+    }
+
+    /// How many documents [`Staged::finish`] goes through, if [`Staged::resolve`] goes first.
+    pub fn to_finish(&self) -> u64 {
+        let joins = self.ids.resolved == self.next && self.runs() > 1;
+        let passes = if joins { 3 } else { 1 };
+        (self.next - self.first).saturating_mul(passes)
+    }
+
+    fn runs(&self) -> usize {
+        self.ids.runs.len() + usize::from(!self.ids.chunk.is_empty())
+    }
+
     /// Looks for the duplicates among what came in bulk; returns who must die of them.
-    pub fn resolve(&mut self, dir: &Directory, base: Option<&Generation>) -> Result<Vec<u64>> {
+    pub fn resolve(
+        &mut self,
+        dir: &Directory,
+        base: Option<&Generation>,
+        progress: &Progress,
+    ) -> Result<Vec<u64>> {
         if self.ids.resolved == self.next {
             return Ok(Vec::new());
         }
-        self.end_chunk(dir)?;
+        self.end_chunk(dir, progress)?;
         let from = self.ids.resolved;
         let mut deaths: Vec<u64> = Vec::new();
         let policies = &self.ids.policies;
@@ -444,19 +477,20 @@ impl Staged {
         };
         let joined = match segments.len() {
             0 | 1 => {
-                duplicates(&segments, &mut found)?;
+                duplicates(&segments, progress, &mut found)?;
                 None
             }
             // They become one segment anyway.
             _ => {
                 let name = self.names.next(role::IDS, "seg");
-                let digest = join_and_find(dir, &name, &segments, &mut found)?;
+                let digest = join_and_find(dir, &name, &segments, progress, &mut found)?;
                 Some((name, digest))
             }
         };
         if base.is_some_and(|base| base.manifest().documents > 0) {
             for (_, run) in &self.ids.runs {
                 for docno in from.max(run.first())..run.end() {
+                    progress.add(1)?;
                     if repeated.contains(docno) || dead.contains(docno) {
                         continue;
                     }
@@ -491,17 +525,29 @@ impl Staged {
     }
 
     /// Ends everything that is under way; returns the new parts.
-    pub fn finish(&mut self, dir: &Directory, codec: &dyn Codec) -> Result<Vec<Part>> {
+    pub fn finish(
+        &mut self,
+        dir: &Directory,
+        codec: &dyn Codec,
+        progress: &Progress,
+    ) -> Result<Vec<Part>> {
         self.flush_rows(dir, codec)?;
         let mut parts = self.routes.finish()?;
-        self.end_chunk(dir)?;
-        self.join_runs(dir)?;
+        self.end_chunk(dir, progress)?;
+        self.join_runs(dir, progress)?;
         parts.extend(self.ids.runs.iter().map(|(part, _)| part.clone()));
         if let Some((name, kept)) = self.kept.take() {
             parts.push(Part::new(role::DOCUMENTS, name, kept.finish()?));
         }
+        progress.add(self.next - self.first)?;
         Ok(parts)
     }
+}
+
+/// How many numbers of rows are encoded at once.
+fn at_once(codec: &dyn Codec) -> usize {
+    let columns = codec.columns().max(1);
+    (PENDING_NUMBERS / columns).max(1) * columns
 }
 
 impl StagedRoutes {

@@ -24,6 +24,7 @@ use crate::routes::{DecoderInput, Keeps};
 use crate::spec::StoreSpec;
 use crate::tensors::{Tensor, TensorView};
 use crate::verify::{self, VerifyReport};
+use crate::watch::{Progress, Unit, Unwatched, Watch};
 use crate::writer::Writer;
 
 /// A store, open for reading. It keeps its generation until [`Store::refresh`].
@@ -31,6 +32,7 @@ use crate::writer::Writer;
 pub struct Store {
     dir: Directory,
     generation: ArcSwapOption<Generation>,
+    watch: Arc<dyn Watch>,
 }
 
 /// One document that BM25 found.
@@ -97,7 +99,19 @@ impl Store {
         Ok(Self {
             dir,
             generation: ArcSwapOption::from_pointee(generation),
+            watch: Arc::new(Unwatched),
         })
+    }
+
+    /// The same generation, with a watch over its long work: [`Store::verify`], [`Store::snapshot`],
+    /// [`Store::pack`] and [`Store::recode`] count bytes, those that are gone through twice twice;
+    /// [`Store::search_many`] counts questions.
+    pub fn watched(&self, watch: Arc<dyn Watch>) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            generation: ArcSwapOption::new(self.generation.load_full()),
+            watch,
+        }
     }
 
     /// A writer for a new store; nothing is at `path` before its first commit. The experts are written as
@@ -188,7 +202,12 @@ impl Store {
     ) -> Result<Vec<Vec<Hit>>> {
         let generation = self.current()?;
         let searcher = Searcher::new(&generation, k, filter)?;
-        in_parallel(texts, |text| searcher.search(text.as_ref()))
+        let progress = Progress::begin(&self.watch, Unit::Questions, texts.len() as u64)?;
+        let found = in_parallel(texts, |text| {
+            let hits = searcher.search(text.as_ref())?;
+            progress.add(1).map(|()| hits)
+        })?;
+        progress.end().map(|()| found)
     }
 
     pub fn routes(&self, ids: &[DocumentId], kind: Kind) -> Result<RouteArray> {
@@ -325,7 +344,10 @@ impl Store {
 
     /// Reads everything and compares it with every checksum.
     pub fn verify(&self) -> Result<VerifyReport> {
-        verify::verify(&*self.current()?)
+        let generation = self.current()?;
+        let total = verify::bytes(&generation);
+        let progress = Progress::begin(&self.watch, Unit::Bytes, total)?;
+        verify::verify(&generation, &progress)
     }
 
     /// What this generation is: the BLAKE3 of its manifest, which names every part with its own. Copies
@@ -342,7 +364,7 @@ impl Store {
 
     /// As [`Store::snapshot`], at `name` in a directory that is open already.
     pub fn snapshot_in(&self, parent: Directory, name: &OsStr) -> Result<()> {
-        copy::snapshot(&*self.current()?, parent, name)
+        copy::snapshot(&*self.current()?, parent, name, &self.watch)
     }
 
     /// Writes this generation into one new file at `path`.
@@ -353,7 +375,7 @@ impl Store {
 
     /// As [`Store::pack`], at `name` in a directory that is open already.
     pub fn pack_in(&self, parent: Directory, name: &OsStr) -> Result<()> {
-        copy::pack(&*self.current()?, &parent, name)
+        copy::pack(&*self.current()?, &parent, name, &self.watch)
     }
 
     /// Makes a new store at `path` of a file that [`Store::pack`] wrote.
@@ -362,9 +384,20 @@ impl Store {
         Self::unpack_in(file, parent, &name)
     }
 
+    /// As [`Store::unpack`], with a watch over it that counts bytes.
+    pub fn unpack_watched(
+        file: impl AsRef<Path>,
+        path: impl AsRef<Path>,
+        watch: Arc<dyn Watch>,
+    ) -> Result<()> {
+        let (parent, name) = parent_of(path.as_ref())?;
+        copy::unpack(file.as_ref(), parent, &name, &watch)
+    }
+
     /// As [`Store::unpack`], at `name` in a directory that is open already.
     pub fn unpack_in(file: impl AsRef<Path>, parent: Directory, name: &OsStr) -> Result<()> {
-        copy::unpack(file.as_ref(), parent, name)
+        let watch: Arc<dyn Watch> = Arc::new(Unwatched);
+        copy::unpack(file.as_ref(), parent, name, &watch)
     }
 
     /// Writes a new store at `path` with the same documents, their routes or the experts kept in another way.
@@ -380,7 +413,7 @@ impl Store {
         name: &OsStr,
         recoding: &Recoding<'_>,
     ) -> Result<()> {
-        recode::recode(&*self.current()?, parent, name, recoding)
+        recode::recode(&*self.current()?, parent, name, recoding, &self.watch)
     }
 
     /// Moves on to the newest generation; true if there was one.

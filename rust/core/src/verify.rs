@@ -5,7 +5,8 @@ use crate::bm25::as_index_error;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::generation::Generation;
-use crate::manifest::{Current, Hash, Manifest, Pinned, role};
+use crate::manifest::{Current, Hash, Manifest, Part, Pinned, role};
+use crate::watch::Progress;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerifyReport {
@@ -14,7 +15,22 @@ pub struct VerifyReport {
     pub documents: u64,
 }
 
-pub fn verify(generation: &Generation) -> Result<VerifyReport> {
+/// How many bytes are gone through: a part as often as something in it is checked.
+pub fn bytes(generation: &Generation) -> u64 {
+    let times = |part: &Part| match part.role.as_str() {
+        // By the hash of the file, the checksums of blocks, ids by row and in order, and document by document.
+        role::IDS => 5,
+        // By the hash, the checksums of blocks, and block by block or by Tantivy's own checksum.
+        role::DOCUMENTS | role::BM25 => 3,
+        _ => 2,
+    };
+    let parts = generation.manifest().parts.iter();
+    parts.fold(generation.pinned.length, |sum, part| {
+        sum.saturating_add(part.length.saturating_mul(times(part)))
+    })
+}
+
+pub fn verify(generation: &Generation, progress: &Progress) -> Result<VerifyReport> {
     let (dir, manifest) = (&generation.dir, generation.manifest());
     let mut report = VerifyReport {
         files: 0,
@@ -35,10 +51,18 @@ pub fn verify(generation: &Generation) -> Result<VerifyReport> {
         name,
         generation.pinned.length,
         generation.current().blake3,
+        progress,
         &mut report,
     )?;
     for part in &manifest.parts {
-        let checked = check(dir, &part.file, part.length, part.blake3, &mut report);
+        let checked = check(
+            dir,
+            &part.file,
+            part.length,
+            part.blake3,
+            progress,
+            &mut report,
+        );
         checked.map_err(|e| {
             if part.role == role::BM25 {
                 as_index_error(e)
@@ -49,17 +73,22 @@ pub fn verify(generation: &Generation) -> Result<VerifyReport> {
     }
     // The lengths are right, so the maps can be read to their ends.
     generation.experts.verify()?;
+    let experts = manifest.of_role(role::EXPERTS);
+    progress.add(experts.map(|part| part.length).sum())?;
     generation.decoder.iter().try_for_each(|d| d.verify())?;
     generation.router.iter().try_for_each(|r| r.verify())?;
     generation.scales.iter().try_for_each(|(_, s)| s.verify())?;
-    generation.routes.iter().try_for_each(|s| s.verify())?;
-    generation.ids.iter().try_for_each(|s| s.verify())?;
-    generation.kept.iter().try_for_each(|s| s.verify())?;
+    let (mut routes, mut ids) = (generation.routes.iter(), generation.ids.iter());
+    routes.try_for_each(|s| s.verify(progress))?;
+    ids.try_for_each(|s| s.verify(progress))?;
+    let mut kept = generation.kept.iter();
+    kept.try_for_each(|s| s.verify(progress))?;
     generation.dead.verify()?;
-    check_documents(generation, manifest)?;
+    check_documents(generation, manifest, progress)?;
     if let Some(index) = &generation.index {
-        index.get()?.verify()?;
+        index.get()?.verify(progress)?;
     }
+    progress.end()?;
     Ok(report)
 }
 
@@ -68,10 +97,11 @@ fn check(
     name: &str,
     length: u64,
     blake3: Hash,
+    progress: &Progress,
     report: &mut VerifyReport,
 ) -> Result<()> {
     dir.open_part(name, length)?;
-    let digest = dir.digest(name)?;
+    let digest = dir.digest_watched(name, progress)?;
     let found = Hash(digest.blake3);
     if digest.length != length || found != blake3 {
         return Err(Error::corrupt(
@@ -87,11 +117,17 @@ fn check(
 }
 
 /// Counts, and that every document has an id by which it is found.
-fn check_documents(generation: &Generation, manifest: &Manifest) -> Result<()> {
+fn check_documents(
+    generation: &Generation,
+    manifest: &Manifest,
+    progress: &Progress,
+) -> Result<()> {
     let file = generation.dir.path_of(&generation.current().manifest);
     let (mut documents, mut unrouted, mut routed) = (0u64, 0u64, 0u64);
     for segment in &generation.ids {
+        let share = segment.bytes_per_row();
         for docno in segment.docnos() {
+            progress.add(share)?;
             let has_route = generation.is_routed(docno)?;
             routed += u64::from(has_route);
             if !generation.is_alive(docno) {

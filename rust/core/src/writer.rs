@@ -25,6 +25,7 @@ use crate::spec::StoreSpec;
 use crate::staged::Staged;
 use crate::store::Store;
 use crate::tensors::Tensor;
+use crate::watch::{Progress, Unit, Unwatched, Watch};
 
 /// What becomes of a document whose id is in the store already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,6 +51,7 @@ pub struct Writer {
     path: PathBuf,
     /// Or why there is none any more.
     session: Result<Box<Session>, String>,
+    watch: Arc<dyn Watch>,
 }
 
 /// A writer at work.
@@ -125,6 +127,7 @@ impl Writer {
         let codec_name = spec.codec.to_string();
         Ok(Self {
             path,
+            watch: Arc::new(Unwatched),
             session: Ok(Box::new(Session {
                 dir,
                 base: Base::New {
@@ -175,6 +178,7 @@ impl Writer {
         let _ = collect::collect(&dir);
         Ok(Self {
             path: dir.path().to_owned(),
+            watch: Arc::new(Unwatched),
             session: Ok(Box::new(Session {
                 spec: Arc::clone(&base.spec),
                 codec: Arc::clone(&base.codec),
@@ -209,6 +213,24 @@ impl Writer {
         Ok(Arc::clone(&self.session()?.spec))
     }
 
+    /// Puts a watch over the calls from here on, which count documents: each as often as it is gone through.
+    /// After a call that it stopped half way the writer is closed, as after any other failure.
+    pub fn watch(&mut self, watch: Arc<dyn Watch>) {
+        self.watch = watch;
+    }
+
+    /// A call that takes `n` documents, each gone through twice, after those that are resolved first.
+    fn begin(&mut self, n: usize, resolving: bool) -> Result<Progress> {
+        let watch = Arc::clone(&self.watch);
+        let session = self.session()?;
+        let to_resolve = match resolving {
+            true => session.staged.to_resolve(session.base.generation()),
+            false => 0,
+        };
+        let total = to_resolve.saturating_add(2 * n as u64);
+        Progress::begin(&watch, Unit::Documents, total)
+    }
+
     /// Stages documents with their routes, or unrouted; all of a call or none. Returns how many.
     pub fn add(
         &mut self,
@@ -216,11 +238,12 @@ impl Writer {
         routes: Option<RouteRows<'_>>,
         on_duplicate: OnDuplicate,
     ) -> Result<usize> {
-        self.resolve()?;
+        let progress = self.begin(documents.len(), true)?;
+        self.resolve(&progress)?;
         let session = self.session()?;
-        let plan = session.plan(documents, routes, on_duplicate)?;
+        let plan = session.plan(documents, routes, on_duplicate, &progress)?;
         session.open_index(&plan)?;
-        let staged = session.stage(plan, routes);
+        let staged = session.stage(plan, routes, &progress);
         self.or_poison(staged)
     }
 
@@ -234,11 +257,15 @@ impl Writer {
         on_duplicate: OnDuplicate,
     ) -> Result<usize> {
         let ids = ids.into();
+        let progress = self.begin(ids.len(), false)?;
         let session = self.session()?;
         session.check_shape(routes, ids.len())?;
         session.check_room(ids.len())?;
         ids.validate(session.spec.id_type)?;
-        let check = |i: usize, id: &dyn Display| session.check_row(id, session.row(routes, i));
+        let check = |i: usize, id: &dyn Display| {
+            session.check_row(id, session.row(routes, i))?;
+            progress.add(1)
+        };
         match ids {
             IdBatch::Any(ids) => (ids.iter().enumerate()).try_for_each(|(i, id)| check(i, id))?,
             IdBatch::U64(ids) => (ids.iter().enumerate()).try_for_each(|(i, id)| check(i, id))?,
@@ -249,22 +276,28 @@ impl Writer {
             ids,
             routes.data,
             on_duplicate,
+            &progress,
         );
+        let staged = staged
+            .and_then(|()| session.staged.end_full_chunk(&session.dir, &progress))
+            .and_then(|()| progress.end());
         self.or_poison(staged.map(|()| ids.len()))
     }
 
     /// After a duplicate or a failure half way nothing can be committed.
-    fn resolve(&mut self) -> Result<()> {
-        let resolved = self.session()?.resolve();
+    fn resolve(&mut self, progress: &Progress) -> Result<()> {
+        let resolved = self.session()?.resolve(progress);
         self.or_poison(resolved)
     }
 
     /// Stages deletions; all of a call or none. Returns how many documents it takes away.
     pub fn delete(&mut self, ids: &[DocumentId]) -> Result<usize> {
-        self.resolve()?;
+        let progress = self.begin(ids.len(), true)?;
+        self.resolve(&progress)?;
         let session = self.session()?;
         let mut docnos = RoaringTreemap::new();
         for id in ids {
+            progress.add(1)?;
             match session.lookup(id)? {
                 Some(docno) => docnos.insert(docno),
                 None => return Err(session.unknown(id)),
@@ -273,7 +306,11 @@ impl Writer {
         if session.has_index() {
             session.index()?;
         }
-        let deleted = docnos.iter().try_for_each(|docno| session.kill(docno));
+        let deleted = docnos.iter().try_for_each(|docno| {
+            session.kill(docno)?;
+            progress.add(1)
+        });
+        let deleted = deleted.and_then(|()| progress.end());
         self.or_poison(deleted.map(|()| docnos.len() as usize))
     }
 
@@ -281,9 +318,12 @@ impl Writer {
     /// Duplicates are looked for as after [`Writer::add_arrays`].
     pub fn merge(&mut self, other: &Store, on_duplicate: OnDuplicate) -> Result<u64> {
         let other = other.current()?;
+        let watch = Arc::clone(&self.watch);
         let session = self.session()?;
         session.expect_mergeable(&other)?;
-        let merged = session.merge(&other, on_duplicate);
+        let total = other.manifest().documents;
+        let progress = Progress::begin(&watch, Unit::Documents, total)?;
+        let merged = session.merge(&other, on_duplicate, &progress);
         self.or_poison(merged)
     }
 
@@ -312,12 +352,15 @@ impl Writer {
         let session = self.session()?;
         session.expect_nothing_staged("rollback")?;
         let before = session.before()?;
-        self.end(|session, path| session.rollback(before, path))
+        self.end(|session, path, _| session.rollback(before, path))
     }
 
-    fn end(&mut self, work: impl FnOnce(&mut Session, &Path) -> Result<u64>) -> Result<u64> {
-        let path = self.path.clone();
-        let number = work(self.session()?, &path);
+    fn end(
+        &mut self,
+        work: impl FnOnce(&mut Session, &Path, &Arc<dyn Watch>) -> Result<u64>,
+    ) -> Result<u64> {
+        let (path, watch) = (self.path.clone(), Arc::clone(&self.watch));
+        let number = work(self.session()?, &path, &watch);
         let number = self.or_poison(number)?;
         // The commit has happened, whatever comes of going on.
         let reopened = self.session().and_then(|s| s.go_on());
@@ -373,6 +416,7 @@ impl Session {
         documents: &'d [Document],
         routes: Option<RouteRows<'_>>,
         on_duplicate: OnDuplicate,
+        progress: &Progress,
     ) -> Result<Plan<'d>> {
         if let Some(routes) = routes {
             self.check_shape(routes, documents.len())?;
@@ -381,6 +425,7 @@ impl Session {
         let mut seen = HashSet::new();
         let mut chosen = Vec::with_capacity(documents.len());
         for (i, document) in documents.iter().enumerate() {
+            progress.add(1)?;
             document.validate(self.spec.id_type)?;
             let metadata = document.metadata.as_deref();
             let values = FilterValues::of(&self.spec.filters, &document.id, metadata)?;
@@ -522,7 +567,12 @@ impl Session {
         Ok(())
     }
 
-    fn stage(&mut self, plan: Plan<'_>, routes: Option<RouteRows<'_>>) -> Result<usize> {
+    fn stage(
+        &mut self,
+        plan: Plan<'_>,
+        routes: Option<RouteRows<'_>>,
+        progress: &Progress,
+    ) -> Result<usize> {
         let added = plan.chosen.len();
         for (i, document, replaced, values) in plan.chosen {
             if let Some(docno) = replaced {
@@ -542,8 +592,10 @@ impl Session {
             let row = routes.map(|routes| self.row(routes, i));
             self.staged
                 .push(&self.dir, self.codec.as_ref(), &document.id, row, &contents)?;
+            self.staged.end_full_chunk(&self.dir, progress)?;
+            progress.add(1)?;
         }
-        Ok(added)
+        progress.end().map(|()| added)
     }
 
     /// Marks a living docno as dead.
@@ -556,8 +608,9 @@ impl Session {
     }
 
     /// Deals with the duplicates among what came in bulk.
-    pub fn resolve(&mut self) -> Result<()> {
-        let died = self.staged.resolve(&self.dir, self.base.generation())?;
+    pub fn resolve(&mut self, progress: &Progress) -> Result<()> {
+        let base = self.base.generation();
+        let died = self.staged.resolve(&self.dir, base, progress)?;
         died.into_iter().try_for_each(|docno| self.kill(docno))
     }
 

@@ -20,6 +20,7 @@ mod info;
 mod json;
 mod spec;
 mod store;
+mod watch;
 mod writer;
 
 use pyo3::prelude::*;

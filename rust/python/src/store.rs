@@ -17,6 +17,7 @@ use crate::ids::{self, count};
 use crate::info::{StoreInfo, VerifyReport};
 use crate::json;
 use crate::spec::StoreSpec;
+use crate::watch::Asking;
 use crate::writer::Writer;
 
 /// One generation of a store, open for reading. Safe to share between threads.
@@ -30,6 +31,19 @@ impl Store {
     fn many(&self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<Vec<DocumentId>> {
         let id_type = self.core.spec().or_raise(py)?.id_type;
         ids::many(ids, id_type)
+    }
+
+    /// Long work, detached, of which `progress` is told.
+    fn watched<T: Send>(
+        &self,
+        py: Python<'_>,
+        progress: Option<&Bound<'_, PyAny>>,
+        work: impl FnOnce(&polyprag_core::Store) -> polyprag_core::Result<T> + Send,
+    ) -> PyResult<T> {
+        let asking = Asking::new(progress)?;
+        let core = self.core.watched(asking.clone());
+        let done = py.detach(|| work(&core));
+        asking.outcome(py, done)
     }
 }
 
@@ -49,9 +63,17 @@ impl Store {
 
     /// Make a new store at `path` of a file that `pack` wrote.
     #[staticmethod]
-    fn unpack(py: Python<'_>, file: PathBuf, path: PathBuf) -> PyResult<()> {
-        py.detach(|| polyprag_core::Store::unpack(file, path))
-            .or_raise(py)
+    #[pyo3(signature = (file, path, *, progress=None))]
+    fn unpack(
+        py: Python<'_>,
+        file: PathBuf,
+        path: PathBuf,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let asking = Asking::new(progress)?;
+        let watch = asking.clone();
+        let unpacked = py.detach(|| polyprag_core::Store::unpack_watched(file, path, watch));
+        asking.outcome(py, unpacked)
     }
 
     /// A writer for a new store; nothing is visible at `path` before its first commit.
@@ -175,8 +197,8 @@ impl Store {
 
     /// As `search` for each text, all in one generation, on all processors.
     #[pyo3(
-        signature = (texts, k=None, filter=None),
-        text_signature = "($self, texts, k=10, filter=None)"
+        signature = (texts, k=None, filter=None, *, progress=None),
+        text_signature = "($self, texts, k=10, filter=None, *, progress=None)"
     )]
     fn search_many(
         &self,
@@ -184,6 +206,7 @@ impl Store {
         texts: Vec<Bound<'_, PyString>>,
         k: Option<&Bound<'_, PyAny>>,
         filter: Option<&Bound<'_, PyAny>>,
+        progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Vec<Hit>>> {
         let k = k.map_or(Ok(DEFAULT_K), |k| count("k", k))?;
         let filter = filter.map(read_filter).transpose()?;
@@ -191,9 +214,9 @@ impl Store {
             .iter()
             .map(|text| text.to_string_lossy().into_owned())
             .collect();
-        let found = py
-            .detach(|| self.core.search_many(&texts, k, filter.as_ref()))
-            .or_raise(py)?;
+        let found = self.watched(py, progress, |core| {
+            core.search_many(&texts, k, filter.as_ref())
+        })?;
         Ok(found
             .into_iter()
             .map(|hits| hits.into_iter().map(Hit::from).collect())
@@ -283,8 +306,14 @@ impl Store {
     }
 
     /// Reads everything and compares it with every checksum.
-    fn verify(&self, py: Python<'_>) -> PyResult<VerifyReport> {
-        Ok(py.detach(|| self.core.verify()).or_raise(py)?.into())
+    #[pyo3(signature = (*, progress=None))]
+    fn verify(
+        &self,
+        py: Python<'_>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<VerifyReport> {
+        let report = self.watched(py, progress, |core| core.verify())?;
+        Ok(report.into())
     }
 
     /// What this generation is, as 64 hexadecimal digits. Copies have the digest of their source.
@@ -293,17 +322,30 @@ impl Store {
     }
 
     /// Copy this generation, and nothing of others, to a new store at `path`.
-    fn snapshot(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        py.detach(|| self.core.snapshot(path)).or_raise(py)
+    #[pyo3(signature = (path, *, progress=None))]
+    fn snapshot(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        self.watched(py, progress, |core| core.snapshot(path))
     }
 
     /// Write this generation into one new file at `path`.
-    fn pack(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        py.detach(|| self.core.pack(path)).or_raise(py)
+    #[pyo3(signature = (path, *, progress=None))]
+    fn pack(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        self.watched(py, progress, |core| core.pack(path))
     }
 
     /// Write a new store at `path` with the same documents, their routes in another codec.
-    #[pyo3(signature = (path, *, codec, decoder=None, projection=None, expert_dtype=None))]
+    #[allow(clippy::too_many_arguments)]
+    #[pyo3(signature = (path, *, codec, decoder=None, projection=None, expert_dtype=None, progress=None))]
     fn recode(
         &self,
         py: Python<'_>,
@@ -312,6 +354,7 @@ impl Store {
         decoder: Option<&Bound<'_, PyAny>>,
         projection: Option<&Bound<'_, PyAny>>,
         expert_dtype: Option<&str>,
+        progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let codec: CodecName = codec.parse().or_raise(py)?;
         let expert_dtype: Option<Dtype> = expert_dtype.map(str::parse).transpose().or_raise(py)?;
@@ -338,7 +381,7 @@ impl Store {
             decoder,
             expert_dtype,
         };
-        py.detach(|| self.core.recode(path, &recoding)).or_raise(py)
+        self.watched(py, progress, |core| core.recode(path, &recoding))
     }
 
     /// Move on to the newest generation; True if there was one.

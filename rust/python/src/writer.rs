@@ -1,15 +1,17 @@
 use std::mem;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use numpy::PyUntypedArrayMethods;
-use polyprag_core::{Error, IdType, OnDuplicate, Result, RouteRows};
+use polyprag_core::{Error, IdType, OnDuplicate, Result, RouteRows, Unwatched};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use crate::document::Document;
-use crate::errors::{OrRaise, invalid, to_python};
+use crate::errors::{OrRaise, invalid};
 use crate::store::Store;
+use crate::watch::Asking;
 use crate::{arrays, ids};
 
 /// The one writer of a store. Leaving the `with` block cleanly commits; an exception discards.
@@ -19,6 +21,8 @@ pub struct Writer {
     path: PathBuf,
     /// The process that made it: a forked child has a copy that must not touch the disk.
     process: u32,
+    /// The thread whose call is under way: what is called back in it must not wait for itself.
+    at_work: Mutex<Option<ThreadId>>,
     state: Mutex<State>,
 }
 
@@ -31,6 +35,7 @@ enum State {
 
 const DISCARDED: &str = "the writer was discarded: open a new one";
 const LEFT: &str = "the with block of this writer has ended: open a new one";
+const BUSY: &str = "the writer is at work, and was called by what is told of its progress";
 const FORKED: &str =
     "the writer belongs to the process that opened it, and this is a fork: open a new one";
 
@@ -39,6 +44,7 @@ impl Writer {
         Self {
             path: core.path().to_owned(),
             process: std::process::id(),
+            at_work: Mutex::default(),
             state: Mutex::new(State::Open(Box::new(core))),
         }
     }
@@ -54,7 +60,14 @@ impl Writer {
         if std::process::id() != self.process {
             return Err(self.closed(FORKED));
         }
+        if *self.at_work() == Some(thread::current().id()) {
+            return Err(Error::invalid(BUSY));
+        }
         Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn at_work(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs on the core's writer, detached; calls from several threads wait for each other.
@@ -63,11 +76,35 @@ impl Writer {
         py: Python<'_>,
         work: impl FnOnce(&mut polyprag_core::Writer) -> Result<T> + Send,
     ) -> PyResult<T> {
-        let done = py.detach(|| match &mut *self.state()? {
+        py.detach(|| self.run(work)).or_raise(py)
+    }
+
+    fn run<T>(&self, work: impl FnOnce(&mut polyprag_core::Writer) -> Result<T>) -> Result<T> {
+        match &mut *self.state()? {
             State::Open(core) => work(core),
             State::Closed(reason) => Err(self.closed(reason)),
+        }
+    }
+
+    /// Long work, of which `progress` is told.
+    fn watched<T: Send>(
+        &self,
+        py: Python<'_>,
+        progress: Option<&Bound<'_, PyAny>>,
+        work: impl FnOnce(&mut polyprag_core::Writer) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let asking = Asking::new(progress)?;
+        let done = py.detach(|| {
+            self.run(|core| {
+                *self.at_work() = Some(thread::current().id());
+                core.watch(asking.clone());
+                let done = work(core);
+                core.watch(Arc::new(Unwatched));
+                *self.at_work() = None;
+                done
+            })
         });
-        done.or_raise(py)
+        asking.outcome(py, done)
     }
 }
 
@@ -97,13 +134,14 @@ fn on_duplicate(py: Python<'_>, word: &str) -> PyResult<OnDuplicate> {
 impl Writer {
     /// Stage documents and their routes; None leaves them unrouted. All or none of a call; returns
     /// how many were added.
-    #[pyo3(signature = (documents, routes=None, *, on_duplicate="error"))]
+    #[pyo3(signature = (documents, routes=None, *, on_duplicate="error", progress=None))]
     fn add(
         &self,
         py: Python<'_>,
         documents: &Bound<'_, PyAny>,
         routes: Option<&Bound<'_, PyAny>>,
         on_duplicate: &str,
+        progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
         let on_duplicate = self::on_duplicate(py, on_duplicate)?;
         let mut staged = Vec::new();
@@ -130,18 +168,19 @@ impl Writer {
             }),
             None => None,
         };
-        self.with(py, |core| core.add(&staged, rows, on_duplicate))
+        self.watched(py, progress, |core| core.add(&staged, rows, on_duplicate))
     }
 
     /// Stage documents without title and text (reachable by id only), in bulk. Duplicates are found later:
     /// by `commit`, or by the next `add` or `delete`, which then raise DuplicateId.
-    #[pyo3(signature = (ids, routes, *, on_duplicate="error"))]
+    #[pyo3(signature = (ids, routes, *, on_duplicate="error", progress=None))]
     fn add_arrays(
         &self,
         py: Python<'_>,
         ids: &Bound<'_, PyAny>,
         routes: &Bound<'_, PyAny>,
         on_duplicate: &str,
+        progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
         let on_duplicate = self::on_duplicate(py, on_duplicate)?;
         let ids = ids::batch(ids, self.id_type(py)?)?;
@@ -151,37 +190,54 @@ impl Writer {
             shape: routes.shape(),
             data: routes.as_slice()?,
         };
-        self.with(py, |core| core.add_arrays(ids, rows, on_duplicate))
+        self.watched(py, progress, |core| {
+            core.add_arrays(ids, rows, on_duplicate)
+        })
     }
 
     /// Stage the living documents of another store that has the same experts and decoder; returns how
     /// many. Duplicates are found later, as after `add_arrays`.
-    #[pyo3(signature = (store, *, on_duplicate="error"))]
-    fn merge(&self, py: Python<'_>, store: &Bound<'_, Store>, on_duplicate: &str) -> PyResult<u64> {
+    #[pyo3(signature = (store, *, on_duplicate="error", progress=None))]
+    fn merge(
+        &self,
+        py: Python<'_>,
+        store: &Bound<'_, Store>,
+        on_duplicate: &str,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<u64> {
         let on_duplicate = self::on_duplicate(py, on_duplicate)?;
         let other = &store.get().core;
-        self.with(py, |core| core.merge(other, on_duplicate))
+        self.watched(py, progress, |core| core.merge(other, on_duplicate))
     }
 
     /// Stage deletions; all or none of a call. Returns how many documents it takes away.
-    fn delete(&self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<usize> {
+    #[pyo3(signature = (ids, *, progress=None))]
+    fn delete(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
         let ids = ids::many(ids, self.id_type(py)?)?;
-        self.with(py, |core| core.delete(&ids))
+        self.watched(py, progress, |core| core.delete(&ids))
     }
 
     /// Make everything staged the next generation and return its number; the writer stays open.
-    fn commit(&self, py: Python<'_>) -> PyResult<u64> {
-        self.with(py, |core| core.commit())
+    #[pyo3(signature = (*, progress=None))]
+    fn commit(&self, py: Python<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
+        self.watched(py, progress, |core| core.commit())
     }
 
     /// Take what died out of the files and join segments, as a new generation; returns its number.
-    fn compact(&self, py: Python<'_>) -> PyResult<u64> {
-        self.with(py, |core| core.compact())
+    #[pyo3(signature = (*, progress=None))]
+    fn compact(&self, py: Python<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
+        self.watched(py, progress, |core| core.compact())
     }
 
     /// Build the BM25 index anew from kept text, as a new generation; returns its number.
-    fn reindex(&self, py: Python<'_>) -> PyResult<u64> {
-        self.with(py, |core| core.reindex())
+    #[pyo3(signature = (*, progress=None))]
+    fn reindex(&self, py: Python<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
+        self.watched(py, progress, |core| core.reindex())
     }
 
     /// Go back to what the generation before held, as a new generation; returns its number.
@@ -213,19 +269,21 @@ impl Writer {
             let _ = self.close(py, LEFT);
             return Ok(());
         }
-        let committed = py.detach(|| match &mut *self.state()? {
-            State::Open(core) => core.commit().map(|_| ()),
-            // Discarded within the block: there is nothing to commit.
-            State::Closed(_) => Ok(()),
-        });
+        let open = py.detach(|| Ok(matches!(&*self.state()?, State::Open(_))));
+        // Discarded within the block, there is nothing to commit.
+        let committed = match open.or_raise(py)? {
+            true => self.watched(py, None, |core| core.commit().map(|_| ())),
+            false => Ok(()),
+        };
         let closed = self.close(py, LEFT);
-        committed.map_err(|error| to_python(py, error)).and(closed)
+        committed.and(closed)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let path = self.path.as_os_str().into_pyobject(py)?.repr()?;
         let open = py.detach(|| match self.state().as_deref() {
             Ok(State::Open(core)) => !core.is_closed(),
+            Err(Error::InvalidInput(_)) => true, // at work
             _ => false,
         });
         let state = if open { "open" } else { "closed" };

@@ -24,6 +24,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::{Error, Result};
 use crate::files::Mapped;
+use crate::watch::Progress;
 
 const BLOCK: usize = 1 << 16;
 /// The length of the content and the checksum of the trailer.
@@ -215,8 +216,11 @@ impl CheckedFile {
     }
 
     /// Compares every block.
-    pub(super) fn verify(&self) -> Result<()> {
-        (0..self.content.len().div_ceil(BLOCK)).try_for_each(|block| self.compare(block))
+    pub(super) fn verify(&self, progress: &Progress) -> Result<()> {
+        (0..self.content.len().div_ceil(BLOCK)).try_for_each(|block| {
+            self.compare(block)?;
+            progress.add(BLOCK as u64)
+        })
     }
 }
 
@@ -291,7 +295,7 @@ mod tests {
             let at = |share: f64| (share * (length + 1) as f64) as usize;
             let range = at(from.min(to))..at(from.max(to));
             prop_assert!(*checked.read_bytes(range.clone()).unwrap() == content[range]);
-            checked.verify().unwrap();
+            checked.verify(&Progress::unseen()).unwrap();
             prop_assert!(checked.read_bytes(0..length + 1).is_err());
         }
 
@@ -312,7 +316,7 @@ mod tests {
                 return Ok(());
             };
             prop_assert!(at < length, "byte {} of the trailer was altered", at - length);
-            let error = checked.verify().unwrap_err().to_string();
+            let error = checked.verify(&Progress::unseen()).unwrap_err().to_string();
             let block = at / BLOCK;
             prop_assert!(error.contains(&format!("/x: corrupt BM25 index: block {block}: ")), "{}", error);
             for start in (0..length).step_by(BLOCK) {

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tantivy::Directory;
@@ -26,6 +27,7 @@ use super::IndexFile;
 use super::checked::{CheckedFile, Failure, TrailerWriter};
 use crate::error::{Error, Result};
 use crate::files::{self, INDEX_FOLDER, PartWriter};
+use crate::watch::Progress;
 
 const META: &str = "meta.json";
 const MANAGED: &str = ".managed.json";
@@ -57,6 +59,15 @@ pub(super) struct StoreDirectory {
     // of itself, as it would be with a mutex.
     state: Arc<RwLock<State>>,
     failure: Failure,
+    traffic: Arc<Traffic>,
+}
+
+/// What goes to the disk, from all threads.
+#[derive(Default)]
+struct Traffic {
+    written: AtomicU64,
+    /// Nothing more may.
+    stopped: AtomicBool,
 }
 
 impl fmt::Debug for StoreDirectory {
@@ -109,6 +120,7 @@ impl StoreDirectory {
             store: store.clone(),
             state: Arc::new(RwLock::new(state)),
             failure: Failure::default(),
+            traffic: Arc::default(),
         })
     }
 
@@ -156,6 +168,23 @@ impl StoreDirectory {
         self.failure.take()
     }
 
+    /// Lets every write fail from here on, and with it the threads that write.
+    pub(super) fn stop(&self) {
+        self.traffic.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes that were written so far.
+    pub(super) fn written(&self) -> u64 {
+        self.traffic.written.load(Ordering::Relaxed)
+    }
+
+    /// Of all files.
+    pub(super) fn bytes(&self) -> u64 {
+        let state = self.state();
+        let lengths = state.files.values().map(|entry| entry.length);
+        lengths.fold(0, u64::saturating_add)
+    }
+
     /// Remembers a failure, and puts it into words that Tantivy can carry.
     fn fail(&self, error: Error) -> io::Error {
         self.failure.report(as_index_error(error))
@@ -174,11 +203,17 @@ impl StoreDirectory {
     }
 
     /// Compares every block of every file with its checksum.
-    pub(super) fn verify(&self) -> Result<()> {
+    pub(super) fn verify(&self, progress: &Progress) -> Result<()> {
         let files = self.state().files.clone();
         files
             .iter()
-            .try_for_each(|(name, entry)| self.open_file(name, entry)?.verify())
+            .try_for_each(|(name, entry)| self.open_file(name, entry)?.verify(progress))
+    }
+
+    /// Of a file that is there.
+    pub(super) fn length_of(&self, file: &Path) -> Option<u64> {
+        let state = self.state();
+        Some(state.files.get(file.to_str()?)?.length)
     }
 
     /// Makes `living` the files of `generation`: writes its meta file, syncs the folder, and returns
@@ -379,6 +414,12 @@ struct FileWriter {
 
 impl Write for FileWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let traffic = &self.directory.traffic;
+        if traffic.stopped.load(Ordering::Relaxed) {
+            return Err(self.directory.fail(Error::Interrupted));
+        }
+        let length = data.len() as u64;
+        traffic.written.fetch_add(length, Ordering::Relaxed);
         match &mut self.part {
             Some((part, trailer)) => {
                 part.write(data)

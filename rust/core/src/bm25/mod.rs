@@ -18,6 +18,7 @@ mod lazy;
 mod query;
 #[cfg(test)]
 mod tests;
+mod wait;
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,11 +39,14 @@ pub use self::filter::{
 };
 pub use self::lazy::LazyIndex;
 pub use self::query::MAX_QUESTION_TERMS;
+pub use self::wait::Meanwhile;
 
 use self::directory::StoreDirectory;
 pub(crate) use self::directory::as_index_error;
+use self::wait::Wait;
 use crate::error::{Error, Result};
 use crate::files::Directory;
+use crate::watch::Progress;
 
 /// The version of Tantivy, and of the index format that it writes.
 pub fn tantivy_version() -> &'static str {
@@ -268,17 +272,26 @@ impl IndexReader {
     }
 
     /// Compares every block with its checksum, and every file with the one that Tantivy keeps in it.
-    pub fn verify(&self) -> Result<()> {
-        self.directory.verify()?;
-        let damaged = guarded(&self.directory, || self.index.validate_checksum())?;
-        match damaged.into_iter().min() {
-            Some(file) => {
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
+        self.directory.verify(progress)?;
+        let files = guarded(&self.directory, || {
+            Ok(self.index.load_metas()?.list_segment_files())
+        })?;
+        let mut files: Vec<_> = files.into_iter().collect();
+        files.sort_unstable();
+        for file in files {
+            let Some(length) = self.directory.length_of(&file) else {
+                continue;
+            };
+            let index = self.index.directory();
+            if !guarded(&self.directory, || Ok(index.validate_checksum(&file)?))? {
                 let path = self.directory.folder().join(file);
                 let reason = "Tantivy's checksum does not match";
-                Err(Error::corrupt_index(path, reason))
+                return Err(Error::corrupt_index(path, reason));
             }
-            None => Ok(()),
+            progress.add(length)?;
         }
+        Ok(())
     }
 
     /// How many segments a search visits.
@@ -314,14 +327,14 @@ fn to_merge(sizes: &[(u32, u32)]) -> Vec<usize> {
 }
 
 /// Commits what is staged, and sees that few segments are left.
-fn commit(index: &Index, writer: &mut TantivyWriter) -> tantivy::Result<()> {
+fn commit(index: &Index, writer: &mut TantivyWriter, wait: &Wait<'_>) -> tantivy::Result<()> {
     let old: HashSet<_> = index.searchable_segment_ids()?.into_iter().collect();
-    writer.commit()?;
+    wait.until(writer.prepare_commit()?.commit_future())?;
     // What one commit wrote in several pieces becomes one piece.
     let mut new = index.searchable_segment_ids()?;
     new.retain(|id| !old.contains(id));
     if new.len() > 1 {
-        writer.merge(&new).wait()?;
+        wait.until(writer.merge(&new))?;
     }
     let (ids, sizes): (Vec<_>, Vec<_>) = index
         .searchable_segment_metas()?
@@ -334,7 +347,7 @@ fn commit(index: &Index, writer: &mut TantivyWriter) -> tantivy::Result<()> {
             .into_iter()
             .filter_map(|at| ids.get(at).copied())
             .collect();
-        writer.merge(&chosen).wait()?;
+        wait.until(writer.merge(&chosen))?;
     }
     Ok(())
 }
@@ -437,25 +450,34 @@ impl IndexWriter {
     }
 
     /// Stages that all segments become one, without what was deleted.
-    pub fn compact(&mut self) -> Result<()> {
-        self.with_writer(|index, writer| {
-            writer.commit()?;
+    pub fn compact(&mut self, meanwhile: Meanwhile<'_>) -> Result<()> {
+        let directory = self.directory.clone();
+        let compacted = self.with_writer(|index, writer| {
+            let wait = Wait::new(&directory, meanwhile);
+            wait.until(writer.prepare_commit()?.commit_future())?;
             let ids = index.searchable_segment_ids()?;
             if !ids.is_empty() {
-                writer.merge(&ids).wait()?;
+                wait.until(writer.merge(&ids))?;
             }
             Ok(())
-        })
+        });
+        meanwhile.end(compacted)
     }
 
     /// Makes everything staged durable as the files of `generation`, and returns their full list.
     ///
     /// Nothing of an earlier generation is touched, and nothing refers to the new files before the
     /// store's manifest does.
-    pub fn commit(&mut self, generation: u64) -> Result<Vec<IndexFile>> {
+    pub fn commit(&mut self, generation: u64, meanwhile: Meanwhile<'_>) -> Result<Vec<IndexFile>> {
         if self.writer.is_some() {
-            self.with_writer(commit)?;
+            let directory = self.directory.clone();
+            let committed = self.with_writer(|index, writer| {
+                commit(index, writer, &Wait::new(&directory, meanwhile))
+            });
+            meanwhile.end(committed)?;
         }
+        // What is published stays where it is, even if the store's commit fails.
+        meanwhile.progress.end()?;
         let living = guarded(&self.directory, || {
             Ok(self.index.load_metas()?.list_segment_files())
         })?;

@@ -17,6 +17,10 @@ fn store(path: &Path) -> Directory {
 }
 
 /// One commit of documents with the given docnos.
+fn unseen(progress: &Progress) -> Meanwhile<'_> {
+    Meanwhile { progress, worth: 0 }
+}
+
 fn commit(
     path: &Path,
     generation: u64,
@@ -30,7 +34,9 @@ fn commit(
             .add(*docno, "", text, FilterValues::default())
             .unwrap();
     }
-    writer.commit(generation).unwrap()
+    writer
+        .commit(generation, unseen(&Progress::unseen()))
+        .unwrap()
 }
 
 fn reader(path: &Path, generation: u64, files: &[IndexFile]) -> IndexReader {
@@ -57,7 +63,7 @@ fn add_commit_reopen_search() {
     writer
         .add(9, "Curie", "Radium and polonium", FilterValues::default())
         .unwrap();
-    let files = writer.commit(1).unwrap();
+    let files = writer.commit(1, unseen(&Progress::unseen())).unwrap();
     drop(writer);
 
     for file in &files {
@@ -70,7 +76,7 @@ fn add_commit_reopen_search() {
     assert!(files.iter().any(|file| file.name == "bm25/meta-1.json"));
 
     let reader = reader(dir.path(), 1, &files);
-    reader.verify().unwrap();
+    reader.verify(&Progress::unseen()).unwrap();
     assert_eq!(reader.segments(), 1);
     assert_eq!(found(&reader, "Who wrote about DARWIN's species?"), [7]);
     assert_eq!(found(&reader, "polonium OR species").len(), 2);
@@ -113,7 +119,7 @@ fn an_empty_index_finds_nothing() {
     let files = commit(dir.path(), 1, &[], &[]);
     assert_eq!(files.len(), 1);
     let reader = reader(dir.path(), 1, &files);
-    reader.verify().unwrap();
+    reader.verify(&Progress::unseen()).unwrap();
     assert_eq!(found(&reader, "anything"), [] as [u64; 0]);
 }
 
@@ -171,7 +177,7 @@ fn deletes_take_effect_with_their_generation_and_dead_ones_are_skipped() {
         .add(50, "", "same words", FilterValues::default())
         .unwrap();
     writer.delete(50).unwrap();
-    let two = writer.commit(2).unwrap();
+    let two = writer.commit(2, unseen(&Progress::unseen())).unwrap();
     drop(writer);
 
     let old = reader(dir.path(), 1, &one);
@@ -444,7 +450,7 @@ fn what_a_failed_commit_left_is_in_nobodys_way() {
         // As after a crash between this commit and the store's: the same generation once more.
         let mut writer = IndexWriter::open(&store(dir.path()), Some(1), &one, &spec()).unwrap();
         writer.delete(0).unwrap();
-        let two = writer.commit(2).unwrap();
+        let two = writer.commit(2, unseen(&Progress::unseen())).unwrap();
         assert_eq!(found(&reader(dir.path(), 2, &two), "first second"), [1]);
     }
 }
@@ -471,13 +477,13 @@ fn damage_is_an_error_and_never_a_panic() {
     let one = commit(dir.path(), 1, &[], &docs);
     let mut writer = IndexWriter::open(&store(dir.path()), Some(1), &one, &spec()).unwrap();
     writer.delete(3).unwrap();
-    let files = writer.commit(2).unwrap();
+    let files = writer.commit(2, unseen(&Progress::unseen())).unwrap();
     drop(writer);
 
     let attempt = |files: &[IndexFile]| -> Result<()> {
         let reader = IndexReader::open(&store(dir.path()), 2, files, &spec())?;
         reader.search("river stone", 3, None, NOTHING)?;
-        reader.verify()
+        reader.verify(&Progress::unseen())
     };
     attempt(&files).unwrap();
     let typed = |result: Result<()>, what: &str| match result {
@@ -630,10 +636,10 @@ fn a_fresh_index_is_made_beside_the_old_one() {
     writer
         .add(1, "", "new words", FilterValues::default())
         .unwrap();
-    let two = writer.commit(2).unwrap();
+    let two = writer.commit(2, unseen(&Progress::unseen())).unwrap();
     drop(writer);
     let new = reader(dir.path(), 2, &two);
-    new.verify().unwrap();
+    new.verify(&Progress::unseen()).unwrap();
     assert_eq!(found(&new, "old new words stay"), [1]);
     assert_eq!(found(&old, "old new words stay"), [0, 1]);
     for file in &one {

@@ -5,6 +5,7 @@ use roaring::RoaringTreemap;
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
 use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind};
+use crate::watch::Progress;
 
 #[derive(Debug, Default, Clone)]
 pub struct Dead {
@@ -52,6 +53,7 @@ impl Dead {
     }
 
     pub fn verify(&self) -> Result<()> {
-        self.frame.as_ref().map_or(Ok(()), Frame::verify)
+        let verify = |frame: &Frame| frame.verify(&Progress::unseen());
+        self.frame.as_ref().map_or(Ok(()), verify)
     }
 }

@@ -12,6 +12,7 @@ use crate::documents::MAX_FIELD;
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
 use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind, u32_at, u64_at};
+use crate::watch::Progress;
 
 /// A block is closed when it has this many bytes; a longer document has a block of its own.
 const BLOCK: usize = 32 << 10;
@@ -195,8 +196,8 @@ impl KeptSegment {
     }
 
     /// Checksums, and that every block holds whole documents, as many as the index says.
-    pub fn verify(&self) -> Result<()> {
-        self.frame.verify()?;
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
+        self.frame.verify(progress)?;
         let mut position = 0;
         for block in 0..self.blocks {
             let (entry, next) = (self.entry(block)?, self.entry(block + 1)?);
@@ -223,6 +224,7 @@ impl KeptSegment {
                 ));
             }
             position = next.position;
+            progress.add(next.offset.saturating_sub(entry.offset))?;
         }
         if position != self.count {
             return Err(self.frame.corrupt("index", self.count, position));
@@ -394,7 +396,12 @@ impl KeptWriter {
     }
 
     /// What a segment keeps of the docnos that `keep` allows; blocks that stay whole are copied as they are.
-    pub fn copy(&mut self, segment: &KeptSegment, keep: &dyn Fn(u64) -> bool) -> Result<()> {
+    pub fn copy(
+        &mut self,
+        segment: &KeptSegment,
+        keep: &dyn Fn(u64) -> bool,
+        progress: &Progress,
+    ) -> Result<()> {
         self.skip_to(segment.first)?;
         for block in 0..segment.blocks {
             let (entry, next) = (segment.entry(block)?, segment.entry(block + 1)?);
@@ -406,6 +413,7 @@ impl KeptWriter {
                 let found = format!("{start} to {end}");
                 return Err(segment.frame.corrupt("index", "ascending positions", found));
             }
+            progress.add(end - start)?;
             if entry.unpacked >= BLOCK as u64 / 2 && (start..end).all(keep) {
                 self.end_block()?;
                 self.count += end - start;

@@ -9,6 +9,7 @@ use super::{WHOLE, sample};
 use crate::documents::{Dead, DocumentId, IdSegment, KeptSegment, LastBlock, duplicates};
 use crate::frame::Kind;
 use crate::spec::IdType;
+use crate::watch::Progress;
 
 pub fn ids(data: &[u8]) -> bool {
     let Some(input) = Input::split(data) else {
@@ -25,7 +26,7 @@ pub fn ids(data: &[u8]) -> bool {
     let (first, end) = (segment.first(), segment.end());
     assert!(first <= end);
     assert!(segment.rows() <= end - first);
-    let verified = segment.verify().is_ok();
+    let verified = segment.verify(&Progress::unseen()).is_ok();
     for docno in sample(first, end) {
         let id = segment.id(docno);
         assert!(!verified || id.is_ok());
@@ -53,7 +54,7 @@ pub fn ids(data: &[u8]) -> bool {
 /// The ids that occur more than once, found in order of the ids and in order of the docnos.
 fn twice(segment: &IdSegment, verified: bool) {
     let mut found: HashMap<DocumentId, Vec<u64>> = HashMap::new();
-    let ran = duplicates(&[segment], &mut |id, docnos| {
+    let ran = duplicates(&[segment], &Progress::unseen(), &mut |id, docnos| {
         found.insert(id.clone(), docnos.to_vec());
         Ok(())
     });
@@ -80,7 +81,7 @@ pub fn documents(data: &[u8]) -> bool {
     };
     let (first, end) = (segment.first(), segment.end());
     assert!(first <= end);
-    let verified = segment.verify().is_ok();
+    let verified = segment.verify(&Progress::unseen()).is_ok();
     let mut last = LastBlock::default();
     for (i, docno) in sample(first, end).enumerate() {
         let contents = segment.read(docno, &mut last);

@@ -27,7 +27,7 @@ pub fn packed(data: &[u8]) -> bool {
         Ok(())
     };
     let path = Path::new("packed.tar");
-    let Ok(((), current, json)) = read_packed(file.as_slice(), path, || Ok(()), take) else {
+    let Ok(((), current, json)) = read_packed(file.as_slice(), path, |_| Ok(()), take) else {
         return false;
     };
     assert_eq!(current.blake3, Hash(*blake3::hash(&json).as_bytes()));

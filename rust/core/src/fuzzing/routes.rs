@@ -7,6 +7,7 @@ use super::{WHOLE, sample};
 use crate::frame::{Frame, Kind, u64_at};
 use crate::presence::Presence;
 use crate::routes::{Codec, CodecName, ColumnRange, RouteSegment, ScaleValues, Scales};
+use crate::watch::Progress;
 
 /// Of the stores that the routes are of.
 const GROUPS: usize = 2;
@@ -60,7 +61,7 @@ fn read(segment: &RouteSegment, codec: &dyn Codec, name: CodecName) -> bool {
     let (first, end) = (segment.first(), segment.end());
     assert!(first <= end && segment.rows() <= end - first);
     assert_eq!(segment.docnos(), first..end);
-    let verified = segment.verify().is_ok();
+    let verified = segment.verify(&Progress::unseen()).is_ok();
     let mut row = vec![0.0f32; codec.columns()];
     let mut there = 0;
     let mut before: Option<(u64, usize)> = None;

@@ -7,6 +7,7 @@ use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind};
 use crate::routes::fit;
 use crate::routes::levels::Levels;
 use crate::routes::seen::{Column, ColumnRange, MANY, Seen};
+use crate::watch::Progress;
 
 #[derive(Debug, Clone)]
 pub struct Scales {
@@ -75,7 +76,7 @@ impl Scales {
     }
 
     pub fn verify(&self) -> Result<()> {
-        self.frame.verify()
+        self.frame.verify(&Progress::unseen())
     }
 }
 

@@ -14,6 +14,7 @@ use crate::manifest::Hash;
 use crate::presence::{Presence, PresenceBuilder};
 use crate::routes::codec::Codec;
 use crate::routes::scales::{ScaleValues, Scales};
+use crate::watch::Progress;
 
 const NO_HASH: [u8; 32] = [0; 32];
 /// What follows the records begins at a multiple of it.
@@ -161,8 +162,8 @@ impl RouteSegment {
     }
 
     /// Checksums, and that bitmap, directory and number of rows agree.
-    pub fn verify(&self) -> Result<()> {
-        self.frame.verify()?;
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
+        self.frame.verify(progress)?;
         self.presence.verify(&self.frame)
     }
 }

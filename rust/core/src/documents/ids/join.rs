@@ -7,6 +7,7 @@ use crate::documents::ids::text::SHARED_BLOCK;
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory};
 use crate::presence::PresenceBuilder;
+use crate::watch::Progress;
 
 /// Which rows of a segment were kept, and how many before each.
 #[derive(Debug, Default)]
@@ -59,14 +60,15 @@ impl Kept {
 }
 
 /// Writes one segment from neighbours in order of docnos, those docnos that `keep` refuses left out. No
-/// document gets another docno.
+/// document gets another docno. Counts each row twice: when it is copied and when it is put in order.
 pub fn join_ids(
     dir: &Directory,
     name: &str,
     segments: &[&IdSegment],
     keep: &(dyn Fn(u64) -> bool + Sync),
+    progress: &Progress,
 ) -> Result<Digest> {
-    write(dir, name, segments, keep, None)
+    write(dir, name, segments, keep, progress, None)
 }
 
 /// [`join_ids`] of all docnos, and [`duplicates`](super::duplicates), for the time of one of them.
@@ -74,10 +76,11 @@ pub fn join_and_find(
     dir: &Directory,
     name: &str,
     segments: &[&IdSegment],
+    progress: &Progress,
     found: &mut Found<'_>,
 ) -> Result<Digest> {
     let repeats = Repeats::new(segments, found);
-    write(dir, name, segments, &|_| true, Some(repeats))
+    write(dir, name, segments, &|_| true, progress, Some(repeats))
 }
 
 fn write(
@@ -85,6 +88,7 @@ fn write(
     name: &str,
     segments: &[&IdSegment],
     keep: &(dyn Fn(u64) -> bool + Sync),
+    progress: &Progress,
     mut repeats: Option<Repeats<'_, '_>>,
 ) -> Result<Digest> {
     let space = common_space(segments);
@@ -97,22 +101,38 @@ fn write(
         let gap = segment.first().checked_sub(first + presence.count());
         let gap = gap.ok_or_else(|| Error::invalid("segments to join are not in order"))?;
         presence.extend_absent(gap);
-        let rows = copy_rows(&mut writer, segment, &space, keep, &mut presence, base)?;
+        let rows = copy_rows(
+            &mut writer,
+            segment,
+            &space,
+            keep,
+            progress,
+            &mut presence,
+            base,
+        )?;
         base += rows.kept;
         kept.push(rows);
     }
     // Ids that ascend need no order, and none is there twice.
-    if !writer.end_rows(first, &presence)? {
+    if writer.end_rows(first, &presence)? {
+        progress.add(base)?;
+    } else {
         for cluster in clusters(segments, &space)? {
-            in_order(segments, &cluster, &space, &mut |i, row, again| {
-                if let Some(repeats) = &mut repeats {
-                    repeats.add(i, row, again)?;
-                }
-                match kept.get(i).and_then(|kept| kept.row(row)) {
-                    Some(row) => writer.push_order(row),
-                    None => Ok(()),
-                }
-            })?;
+            in_order(
+                segments,
+                &cluster,
+                &space,
+                progress,
+                &mut |i, row, again| {
+                    if let Some(repeats) = &mut repeats {
+                        repeats.add(i, row, again)?;
+                    }
+                    match kept.get(i).and_then(|kept| kept.row(row)) {
+                        Some(row) => writer.push_order(row),
+                        None => Ok(()),
+                    }
+                },
+            )?;
         }
         repeats.map_or(Ok(()), |mut repeats| repeats.end())?;
     }
@@ -124,6 +144,7 @@ fn copy_rows(
     segment: &IdSegment,
     space: &Space,
     keep: &(dyn Fn(u64) -> bool + Sync),
+    progress: &Progress,
     presence: &mut PresenceBuilder,
     base: u64,
 ) -> Result<Kept> {
@@ -142,6 +163,7 @@ fn copy_rows(
         }
         let key = forward.next().ok().flatten();
         let key = key.ok_or_else(|| segment.broken("presence"))?;
+        progress.add(1)?;
         let keep = keep(docno);
         match keep {
             true => presence.extend_present(1),

@@ -7,6 +7,7 @@ use crate::documents::ids::chunk::wide;
 use crate::documents::ids::segment::{Forward, IdSegment, Keys, Order};
 use crate::documents::ids::space::{Form, KeptKey, Key, Space, Translation, compare};
 use crate::error::Result;
+use crate::watch::Progress;
 
 /// Ids that a cursor fetches at once: many fetches in a row overlap their waits for memory.
 const BATCH: u64 = 2048;
@@ -23,18 +24,28 @@ pub(super) fn common_space(segments: &[&IdSegment]) -> Space {
 }
 
 /// Calls `found` with the docnos, ascending, of each id that occurs more than once among the segments.
-pub fn duplicates(segments: &[&IdSegment], found: &mut Found<'_>) -> Result<()> {
+pub fn duplicates(
+    segments: &[&IdSegment],
+    progress: &Progress,
+    found: &mut Found<'_>,
+) -> Result<()> {
     let space = common_space(segments);
     let mut repeats = Repeats::new(segments, found);
     for cluster in clusters(segments, &space)? {
         if let [only] = cluster.as_slice()
-            && segments.get(*only).is_some_and(|s| s.ascends())
+            && let Some(segment) = segments.get(*only)
+            && segment.ascends()
         {
+            progress.add(segment.rows())?;
             continue;
         }
-        in_order(segments, &cluster, &space, &mut |i, row, again| {
-            repeats.add(i, row, again)
-        })?;
+        in_order(
+            segments,
+            &cluster,
+            &space,
+            progress,
+            &mut |i, row, again| repeats.add(i, row, again),
+        )?;
     }
     repeats.end()
 }
@@ -141,12 +152,17 @@ pub(super) fn in_order(
     segments: &[&IdSegment],
     cluster: &[usize],
     space: &Space,
+    progress: &Progress,
     visit: &mut Visit<'_>,
 ) -> Result<()> {
     match space.form() {
-        Form::Number => merge::<Vec<u64>>(segments, cluster, space, visit),
-        Form::Packed(width) if width <= 16 => merge::<Vec<u128>>(segments, cluster, space, visit),
-        Form::Packed(_) | Form::Text => merge::<ByteKeys>(segments, cluster, space, visit),
+        Form::Number => merge::<Vec<u64>>(segments, cluster, space, progress, visit),
+        Form::Packed(width) if width <= 16 => {
+            merge::<Vec<u128>>(segments, cluster, space, progress, visit)
+        }
+        Form::Packed(_) | Form::Text => {
+            merge::<ByteKeys>(segments, cluster, space, progress, visit)
+        }
     }
 }
 
@@ -440,6 +456,7 @@ fn merge<B: Batch>(
     segments: &[&IdSegment],
     cluster: &[usize],
     space: &Space,
+    progress: &Progress,
     visit: &mut Visit<'_>,
 ) -> Result<()> {
     let mut cursors = Vec::with_capacity(cluster.len());
@@ -478,6 +495,7 @@ fn merge<B: Batch>(
                 teller.tell(cursor, entry.at as usize)?;
             }
         }
+        progress.add(round.len() as u64)?;
         let Some(end) = end else {
             return Ok(());
         };
@@ -499,6 +517,7 @@ fn merge<B: Batch>(
             {
                 teller.tell(cursor, cursor.at)?;
                 cursor.advance()?;
+                progress.add(1)?;
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::files::{Digest, Directory, Mapped};
 use crate::frame::{FieldsWriter, Frame, FrameWriter, Kind};
 use crate::presence::{Presence, PresenceBuilder};
 use crate::spec::{IdType, MAX_NAME};
+use crate::watch::Progress;
 
 /// The table of a space is as long as this at most: a template of the longest ids with all bytes.
 const MAX_TABLE: u64 = MAX_NAME as u64 * 257;
@@ -312,8 +313,9 @@ impl IdSegment {
     }
 
     /// Checksums, presence, the order, and that every id is one.
-    pub fn verify(&self) -> Result<()> {
-        self.frame.verify()?;
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
+        self.frame.verify(progress)?;
+        let share = self.bytes_per_row();
         self.presence.verify(&self.frame)?;
         let zeros = |from: u64, to: u64| {
             let padding = self.frame.section(from, to.saturating_sub(from), "padding");
@@ -341,11 +343,20 @@ impl IdSegment {
                 return Err(self.frame.corrupt("ids", "ascending ids", found));
             }
             last.set(key);
+            progress.add(share)?;
         }
-        self.verify_order(keys)
+        self.verify_order(keys, progress)
     }
 
-    fn verify_order(&self, keys: Keys<'_>) -> Result<()> {
+    /// Of the body.
+    pub fn bytes_per_row(&self) -> u64 {
+        (self.frame.body().len() as u64)
+            .checked_div(self.header.rows)
+            .unwrap_or(0)
+    }
+
+    fn verify_order(&self, keys: Keys<'_>, progress: &Progress) -> Result<()> {
+        let share = self.bytes_per_row();
         let order = self.order()?;
         if order.packed.is_none() {
             return Ok(());
@@ -364,6 +375,7 @@ impl IdSegment {
             }
             last.set(key);
             last_row = row;
+            progress.add(share)?;
         }
         match order.is_tight() {
             true => Ok(()),

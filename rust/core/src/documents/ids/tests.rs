@@ -9,6 +9,7 @@ use crate::documents::ids::space::Space;
 use crate::documents::ids::{IdSegment, IdsChunk, duplicates, join_and_find, join_ids};
 use crate::files::{Digest, Directory};
 use crate::spec::IdType;
+use crate::watch::Progress;
 
 /// A folder for parts, and names for them.
 struct Parts {
@@ -56,7 +57,7 @@ impl Parts {
         keep: &(dyn Fn(u64) -> bool + Sync),
     ) -> IdSegment {
         let name = self.name();
-        let digest = join_ids(&self.dir, &name, segments, keep).unwrap();
+        let digest = join_ids(&self.dir, &name, segments, keep, &Progress::unseen()).unwrap();
         self.open(&name, digest, id_type)
     }
 }
@@ -65,7 +66,7 @@ impl Parts {
 type Model = BTreeMap<u64, DocumentId>;
 
 fn check(segment: &IdSegment, model: &Model, absent: &[DocumentId]) {
-    segment.verify().unwrap();
+    segment.verify(&Progress::unseen()).unwrap();
     assert_eq!(segment.rows(), model.len() as u64);
     for docno in segment.first().saturating_sub(2)..segment.end() + 2 {
         assert_eq!(segment.id(docno).unwrap().as_ref(), model.get(&docno));
@@ -91,7 +92,7 @@ fn check(segment: &IdSegment, model: &Model, absent: &[DocumentId]) {
 
 fn repeats(segments: &[&IdSegment]) -> Vec<(DocumentId, Vec<u64>)> {
     let mut all = Vec::new();
-    duplicates(segments, &mut |id, docnos| {
+    duplicates(segments, &Progress::unseen(), &mut |id, docnos| {
         all.push((id.clone(), docnos.to_vec()));
         Ok(())
     })
@@ -356,7 +357,7 @@ fn exercise(
     let Ok(segment) = IdSegment::open(map, id_type) else {
         return;
     };
-    let verified = segment.verify();
+    let verified = segment.verify(&Progress::unseen());
     assert!(verified.is_err() || !must_fail);
     let end = segment.end().min(segment.first().saturating_add(1000));
     let mut model = Model::new();
@@ -370,9 +371,17 @@ fn exercise(
         let _ = segment.find(id, |_| false);
     }
     if segment.end() - segment.first() < 100_000 {
-        let _ = duplicates(&[&segment, &segment], &mut |_, _| Ok(()));
+        let _ = duplicates(&[&segment, &segment], &Progress::unseen(), &mut |_, _| {
+            Ok(())
+        });
         let name = parts.name();
-        if let Ok(digest) = join_ids(&parts.dir, &name, &[&segment], &|d| d % 3 > 0) {
+        if let Ok(digest) = join_ids(
+            &parts.dir,
+            &name,
+            &[&segment],
+            &|d| d % 3 > 0,
+            &Progress::unseen(),
+        ) {
             let _ = parts.dir.map(&name, digest.length).unwrap();
         }
     }
@@ -458,20 +467,26 @@ fn long_segments_are_joined_and_searched_in_rounds() {
         assert_eq!(repeats(&segments), expected);
 
         let (name, mut found) = (parts.name(), Vec::new());
-        let digest = join_and_find(&parts.dir, &name, &segments, &mut |id, docnos| {
-            found.push((id.clone(), docnos.to_vec()));
-            Ok(())
-        });
+        let digest = join_and_find(
+            &parts.dir,
+            &name,
+            &segments,
+            &Progress::unseen(),
+            &mut |id, docnos| {
+                found.push((id.clone(), docnos.to_vec()));
+                Ok(())
+            },
+        );
         found.sort();
         assert_eq!(found, expected);
         let joined = parts.open(&name, digest.unwrap(), id_type);
-        joined.verify().unwrap();
+        joined.verify(&Progress::unseen()).unwrap();
         for (docno, id) in &model {
             assert_eq!(joined.id(*docno).unwrap().as_ref(), Some(id));
             assert!(joined.find(id, |_| false).unwrap() >= Some(*docno));
         }
         let kept = parts.join(&segments, id_type, &|docno| docno % 3 > 0);
-        kept.verify().unwrap();
+        kept.verify(&Progress::unseen()).unwrap();
         assert!(
             kept.docnos()
                 .eq(model.keys().copied().filter(|d| d % 3 > 0))
@@ -525,7 +540,16 @@ fn what_a_store_refuses() {
     let parts = Parts::new();
     let a = parts.write(10, &[DocumentId::U64(1)], IdType::U64);
     let b = parts.write(11, &[DocumentId::U64(2)], IdType::U64);
-    assert!(join_ids(&parts.dir, "backwards", &[&b, &a], &|_| true).is_err());
+    assert!(
+        join_ids(
+            &parts.dir,
+            "backwards",
+            &[&b, &a],
+            &|_| true,
+            &Progress::unseen()
+        )
+        .is_err()
+    );
     let map = |name: &str| {
         let length = parts.dir.digest(name).unwrap().length;
         parts.dir.map(name, length).unwrap()

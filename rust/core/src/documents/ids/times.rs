@@ -8,6 +8,7 @@ use crate::documents::DocumentId;
 use crate::documents::ids::{IdSegment, IdsChunk, duplicates, join_and_find, join_ids};
 use crate::files::Directory;
 use crate::spec::IdType;
+use crate::watch::Progress;
 
 const CHUNK: u64 = 4_000_000;
 const FINDS: u64 = 200_000;
@@ -102,18 +103,25 @@ fn of_ids() {
         let segments: Vec<&IdSegment> = segments.iter().collect();
         let start = computed();
         let mut repeated = 0;
-        duplicates(&segments, &mut |_, _| {
+        duplicates(&segments, &Progress::unseen(), &mut |_, _| {
             repeated += 1;
             Ok(())
         })
         .unwrap();
         let repeats = nanos(start, count);
         let start = computed();
-        join_ids(&dir, "alone.seg", &segments, &|_| true).unwrap();
+        join_ids(&dir, "alone.seg", &segments, &|_| true, &Progress::unseen()).unwrap();
         let join = nanos(start, count);
         dir.remove("alone.seg").unwrap();
         let start = computed();
-        let digest = join_and_find(&dir, "joined.seg", &segments, &mut |_, _| Ok(())).unwrap();
+        let digest = join_and_find(
+            &dir,
+            "joined.seg",
+            &segments,
+            &Progress::unseen(),
+            &mut |_, _| Ok(()),
+        )
+        .unwrap();
         let both = nanos(start, count);
         let joined =
             IdSegment::open(dir.map("joined.seg", digest.length).unwrap(), id_type).unwrap();
