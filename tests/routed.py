@@ -64,3 +64,28 @@ def some_ids(rows: int, width: int = 9, seed: int = 0) -> torch.Tensor:
 
 def layer_bytes(model: nn.Module) -> dict[str, bytes]:
     return {name: t.detach().numpy().tobytes() for name, t in model.state_dict().items()}
+
+
+def rows_as_alone(model: nn.Module, routed: RoutedModel, w: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The logits of all rows at once, each row found to be what it is alone under its route."""
+    with routed.route(w):
+        together = logits(model, ids)
+    for row in range(len(ids)):
+        with routed.route(w[row : row + 1]):
+            alone = logits(model, ids[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+    return together
+
+
+class PackedLinear(nn.Module):
+    """As a quantised layer: whole numbers and scales in buffers, no parameter and no `weight`."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("packed", (linear.weight.detach() / scale).round().to(torch.int8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ (self.packed * self.scale).to(x.dtype).T

@@ -14,7 +14,20 @@ from transformers import PreTrainedModel
 
 from polyprag.errors import InvalidInput
 from polyprag.layers import DEFAULT_TARGETS, RoutedModel, find_targets, linear_shape
-from routed import ALPHA, K, R, attach, delta, draw_routes, layer_bytes, logits, merged, some_ids
+from routed import (
+    ALPHA,
+    K,
+    PackedLinear,
+    R,
+    attach,
+    delta,
+    draw_routes,
+    layer_bytes,
+    logits,
+    merged,
+    rows_as_alone,
+    some_ids,
+)
 
 GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 MLPS = {
@@ -140,12 +153,8 @@ def test_each_row_is_as_its_merged_weights_and_as_alone(model: PreTrainedModel, 
     targets = DEFAULT_TARGETS if mixing == "exact" else ("auto", "*att*")
     routed = attach(model, targets, mixing=mixing)
     w, ids = draw_routes(3, routed), some_ids(3)
-    with routed.route(w):
-        together = logits(model, ids)
+    together = rows_as_alone(model, routed, w, ids)
     for row in range(3):
-        with routed.route(w[row : row + 1]):
-            alone = logits(model, ids[row : row + 1])
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
         expected = logits(merged(pristine, routed, w[row], mixing), ids[row : row + 1])
         torch.testing.assert_close(together[row : row + 1].double(), expected, rtol=1e-3, atol=1e-4)
     assert (together - logits(pristine, ids)).abs().max() > 0.02
@@ -155,12 +164,7 @@ def test_rows_keep_their_routes_where_a_mixture_flattens_them(build_model: Build
     model = build_model("qwen2_moe")
     routed = attach(model)
     w, ids = draw_routes(3, routed), some_ids(3)
-    with routed.route(w):
-        together = logits(model, ids)
-    for row in range(3):
-        with routed.route(w[row : row + 1]):
-            alone = logits(model, ids[row : row + 1])
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+    together = rows_as_alone(model, routed, w, ids)
     with routed.route(w.flip(0)):
         assert (logits(model, ids) - together).abs().max() > 0.01
 
@@ -182,20 +186,6 @@ def test_beams_samples_and_left_padding_agree_with_one_by_one(model: PreTrainedM
 
 
 # Quantised base layers
-
-
-class PackedLinear(nn.Module):
-    """As a quantised layer: whole numbers and scales in buffers, no parameter and no `weight`."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
-        self.register_buffer("scale", scale)
-        self.register_buffer("packed", (linear.weight.detach() / scale).round().to(torch.int8))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ (self.packed * self.scale).to(x.dtype).T
 
 
 def quantise(kind: str, linear: nn.Linear) -> nn.Module:

@@ -15,7 +15,19 @@ from transformers import PreTrainedModel
 from polyprag.errors import InvalidInput
 from polyprag.layers import ModuleShape, RoutedModel, find_targets, linear_shape
 from polyprag.models import BaseModel
-from routed import ALPHA, K, R, attach, delta, draw_routes, layer_bytes, logits, merged, some_ids
+from routed import (
+    ALPHA,
+    K,
+    PackedLinear,
+    R,
+    attach,
+    delta,
+    draw_routes,
+    layer_bytes,
+    logits,
+    merged,
+    some_ids,
+)
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 TARGETS = {
@@ -361,20 +373,6 @@ def test_targets_are_last_names_or_patterns_of_the_whole_name(tiny_base: BaseMod
     assert names("model.layers.0.self_attn.?_proj") == [f"model.layers.0.self_attn.{n}_proj" for n in "qkvo"]
     assert names("up_proj", "*.up_proj") == names("up_proj")
     assert [s.group for s in find_targets(tiny_base.model)] == list(range(6))
-
-
-class PackedLinear(nn.Module):
-    """As a quantised layer: whole numbers and scales in buffers, no parameter and no `weight`."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
-        self.register_buffer("scale", scale)
-        self.register_buffer("packed", (linear.weight.detach() / scale).round().to(torch.int8))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ (self.packed * self.scale).to(x.dtype).T
 
 
 def test_any_linear_like_layer_can_be_routed(tiny_base: BaseModel) -> None:

@@ -243,12 +243,18 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
-    if os.name == "posix":  # the rename itself must last too
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    sync_folder(target.parent)  # the rename itself must last too
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make the names in a folder last, where the system lets folders be synced."""
+    if os.name != "posix":
+        return
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -6,8 +6,7 @@ import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import Self
 
@@ -50,13 +49,7 @@ class Metrics:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Literal[False]:
+    def __exit__(self, *exception: object) -> None:
         for open_one in (self._file, self._board):
             if open_one is not None:
                 open_one.close()
-        return False

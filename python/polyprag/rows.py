@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyprag.errors import CheckpointMismatch
+from polyprag.jsonl import sync_folder
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -306,12 +307,3 @@ class FileRows:
         fresh = out["steps"] == 0
         out["value"][fresh] = self._start.rows(documents[fresh], self.width)
         return out
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last."""
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 
 from polyprag.batches import Order, collate, learnt
 from polyprag.errors import CheckpointMismatch, InvalidInput
+from polyprag.jsonl import sync_folder
 from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape, RoutedModel, find_targets
 from polyprag.lora import Slots
 from polyprag.models import BaseModel, fingerprint
 from polyprag.router import Router
 from polyprag.routing import Phi, PhiKind, RouteDecoder
-from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, Start, record, sync_folder
+from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, Start, record
 from polyprag.samples import Sample
 from polyprag.world import World
 

@@ -225,22 +225,20 @@ def add(
     from polyprag.encode import add as run
     from polyprag.engine import base_model_of
     from polyprag.progress import Bars
+    from polyprag.world import launched
 
     documents = documents_of(corpus, format, keep)
     own = format == "prag" and not amortised  # the pairs that the corpus brings
     ready = written(corpus if own and augmentation is None else augmentation, documents, augment_url)
-    with Store.open(store) as opened:
-        # The model that the store's pairs are of, if none is named; where it is, only the user may say.
-        known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
-        augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
-    from polyprag.world import launched
-
     again = f"polyprag add {corpus} {store}"
     if amortised:
         # Some were committed.
         again += f" --amortised --on-duplicate {'skip' if on_duplicate == 'error' else on_duplicate}"
     with launched() as world:
         with Store.open(store) as opened:
+            # The model that the store's pairs are of, if none is named; where it is, only the user may say.
+            known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
+            augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
             base = base_model_of(opened, model, device=device, dtype=dtype)
         with Bars(err, world.first) as bars, Resumable(again):
             added = run(

@@ -133,9 +133,17 @@ fn to_join(base: &Generation, role: &str, from: usize) -> u64 {
     }
     match role {
         role::ROUTES => sum(&base.routes, from, RouteSegment::rows),
-        role::IDS => sum(&base.ids, from, |s| s.rows().saturating_mul(2)),
-        _ => sum(&base.kept, from, |s| s.end() - s.first()),
+        role::IDS => sum(&base.ids, from, ids_gone_through),
+        _ => sum(&base.kept, from, kept_gone_through),
     }
+}
+
+fn ids_gone_through(segment: &IdSegment) -> u64 {
+    segment.rows().saturating_mul(2)
+}
+
+fn kept_gone_through(segment: &KeptSegment) -> u64 {
+    segment.end() - segment.first()
 }
 
 struct Joining<'j> {
@@ -164,14 +172,14 @@ impl Joining<'_> {
                 base.ids.get(from..).unwrap_or_default(),
                 &listed,
                 |a, b| near(a.end(), b.first()),
-                |s| s.rows().saturating_mul(2),
+                ids_gone_through,
                 Self::write_ids,
             )?,
             _ => self.groups(
                 base.kept.get(from..).unwrap_or_default(),
                 &listed,
                 |a, b| near(a.end(), b.first()),
-                |s| s.end() - s.first(),
+                kept_gone_through,
                 Self::write_documents,
             )?,
         };
