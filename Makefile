@@ -32,7 +32,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-rust test-python lint bench fuzz proof sanitized clean check
+.PHONY: help setup demo test test-rust test-python lint bench fuzz proof sanitized clean check environment
 
 help:
 	@echo 'make demo    install and build, then encode the sample corpus and measure it (the main job)'
@@ -51,11 +51,13 @@ help:
 check:
 	@sh scripts/check.sh >/dev/null
 
-$(VENV)/.installed: pyproject.toml uv.lock | check
+environment: check
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		echo 'Making .venv'; \
 		"$$(sh scripts/check.sh)" -m venv --clear $(VENV); \
 	fi
+
+$(VENV)/.installed: pyproject.toml uv.lock | environment
 	@echo 'Installing the packages of uv.lock (torch is large: the first time may take a while)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)'
 	@$(BIN)/uv sync --quiet --locked --inexact --no-install-project --all-extras --group small-model \
@@ -82,13 +84,18 @@ setup: $(VENV)/.built
 demo: setup
 	@$(BIN)/polyprag demo
 
-test: test-rust test-python
+# The compiler works while packages are fetched and unpacked.
+test: environment
+	@$(CARGO_TEST) --no-run --quiet & compiler=$$!; \
+		$(MAKE) --no-print-directory $(VENV)/.installed; installed=$$?; \
+		wait $$compiler && exit $$installed
+	@$(MAKE) --no-print-directory test-rust test-python
 
 test-rust: setup
 	@$(CARGO_TEST) -- --quiet
 
 test-python: setup
-	@$(PYTEST) --timeout=300
+	@OMP_NUM_THREADS=1 $(PYTEST) --timeout=300 --numprocesses auto --dist worksteal --quiet
 
 lint: setup
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || \
