@@ -23,8 +23,12 @@ DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in {n}ost.", f"Mill {n}") f
 QUESTIONS = [
     Question(f"q{i}", f"Where is the {n} mill?", (f"{n}ost",), None, (f"d{i}",)) for i, n in enumerate(NAMES)
 ]
-SYSTEMS = ["closed_book", "own_route", "bm25_route", "bm25_route_k3", "wrong_route", "uniform_route"]
-WITH_TEXT = ["rag", "combine"]
+SYSTEMS = [
+    *("closed_book", "own_route", "bm25_route", "bm25_route_k3", "wrong_route", "uniform_route"),
+    "mean_route",
+]
+WITH_TEXT = ["rag", "rag_gold", "combine", "combine_wrong_route"]
+DRAWN = ("wrong_route", "combine_wrong_route")
 MakeStore = Callable[..., Path]
 
 
@@ -72,8 +76,16 @@ def test_every_system_has_its_figures(engine: Engine, tmp_path: Path) -> None:
         assert 0 <= system["em"] <= 1
         assert 0 <= system["f1"] <= 1
         assert [a["id"] for a in system["answers"]] == [q.id for q in QUESTIONS]
-        assert {len(a["predictions"]) for a in system["answers"]} == {3 if name == "wrong_route" else 1}
-        assert system["seconds"] > 0
+        assert {len(a["predictions"]) for a in system["answers"]} == {3 if name in DRAWN else 1}
+        costs = system["costs"]
+        stages = {"prefill", "decode", "total"}
+        stages |= {"retrieve"} if name.startswith(("rag", "bm25", "combine")) else set()
+        stages |= {"route"} if "route" in name or name == "combine" else set()
+        assert costs["seconds"].keys() == stages
+        assert all(seconds > 0 for seconds in costs["seconds"].values())
+        assert costs["prompt_tokens"] > 10
+        assert costs["new_tokens"] > 0
+        assert costs["peak_bytes"]["process"] > 1 << 20
     assert found["leaked_questions"] == 1
     assert found["leaked_question_ids"] == ["q0"]
     assert found["leaked_training_pairs"] == 2
@@ -84,7 +96,7 @@ def test_every_system_has_its_figures(engine: Engine, tmp_path: Path) -> None:
     assert (settings["base_model"], settings["dtype"], settings["codec"]) == ("tiny", "float32", "f32")
     assert (settings["note"], settings["wrong_draws"]) == ("tiny", 3)
     assert "own_minus_wrong" in found["differences"]
-    assert [step[1:] for step in seen] == [(i, 8) for i in range(9)]
+    assert seen[-1] == ("combine_wrong_route", 3 * len(QUESTIONS), 3 * len(QUESTIONS))
     again = evaluate(engine, QUESTIONS, seed=3)
     assert {n: s.answers for n, s in again.systems.items()} == {
         n: s.answers for n, s in report.systems.items()
@@ -111,13 +123,19 @@ def test_own_and_wrong_documents(engine: Engine, asked: list[Any]) -> None:
         assert all(a != b for a, b in zip(draw, own, strict=True))
     uniform = asked[6][0]
     assert all((route == 0.25).all() for route in uniform)
-    (combined,) = [call for call in asked if call[1] is not None]
+    mean = engine.store.routes(list(engine.store)).mean(0)
+    assert all(np.allclose(route, mean, atol=1e-6) for route in asked[7][0])
+    combined, *others = [call for call in asked if call[1] is not None]
+    assert len(others) == 3, "combine with a wrong route"
+    assert all(call[1] == combined[1] for call in others), "the passages stay"
     assert combined[1][0] == ["Mill amber\nThe amber mill stands in amberost."]
 
 
 def test_gold_documents_of_a_question_are_mixed_alike(engine: Engine, asked: list[Any]) -> None:
-    RouteOfDocuments(engine, [("d0", "d3")]).answer(QUESTIONS[:1])
+    RouteOfDocuments(engine, {"q0": ("d0", "d3")}).answer(QUESTIONS[:1])
     np.testing.assert_allclose(asked[0][0][0], engine.store.routes(["d0", "d3"]).mean(0), atol=1e-6)
+    RouteOfDocuments(engine, {"q0": ("d0", "d3")}, rule="sum").answer(QUESTIONS[:1])
+    np.testing.assert_allclose(asked[1][0][0], engine.store.routes(["d0", "d3"]).sum(0), atol=1e-6)
 
 
 def test_a_store_without_text_has_no_passages_to_give(
@@ -147,7 +165,7 @@ def test_questions_that_cannot_be_measured_are_named(engine: Engine) -> None:
             evaluate(engine, questions)
 
     refuse("no question")
-    refuse("'q9' names no gold document", *QUESTIONS, Question("q9", "Why?", ("x",)))
+    refuse("'q9' names no gold document, but others do", *QUESTIONS, Question("q9", "Why?", ("x",)))
     refuse(
         "'q9': its document 'd9' is not in", *QUESTIONS, Question("q9", "Why?", ("x",), None, ("d0", "d9"))
     )
@@ -162,8 +180,11 @@ def test_questions_that_cannot_be_measured_are_named(engine: Engine) -> None:
 def test_systems_are_what_the_engine_does(engine: Engine) -> None:
     for k in (1, 3):
         expected = [a.text for a in engine.ask_batch([q.question for q in QUESTIONS], k=k)]
-        assert RetrievedRoute(engine, k=k).answer(QUESTIONS) == expected
-    assert len(set(UniformRoute(engine).answer(QUESTIONS))) > 1, "the questions differ"
+        found = RetrievedRoute(engine, k=k).answer(QUESTIONS)
+        assert [p.text for p in found] == expected
+        assert all(p.documents is not None and len(p.documents) <= k for p in found)
+    answers = [p.text for p in UniformRoute(engine).answer(QUESTIONS)]
+    assert len(set(answers)) > 1, "the questions differ"
     for system in (Rag(engine.base, engine.store, k=2), Combine(engine, k=2)):
         assert len(system.answer(QUESTIONS)) == len(QUESTIONS)
     nothing = [Question("q", "?!", ("x",))]
@@ -174,7 +195,7 @@ def test_combine_takes_the_route_of_other_documents(
     engine: Engine, asked: list[tuple[list[Any], list[list[str]] | None]]
 ) -> None:
     Combine(engine, k=1).answer(QUESTIONS)
-    Combine(engine, k=1, documents=[("d5", "d4")] * len(QUESTIONS)).answer(QUESTIONS)
+    Combine(engine, k=1, documents={q.id: ("d5", "d4") for q in QUESTIONS}).answer(QUESTIONS)
     (own, passages), (other, same_passages) = asked
     assert passages == same_passages
     expected = engine.store.combined_route(["d5", "d4"])

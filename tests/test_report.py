@@ -24,7 +24,7 @@ _PARTS = {"experts": 1_000_000, "routes": 1_280, "ids": 700, "documents": 9_000,
 def _report(own: list[str], wrong: list[str], **more: object) -> Report:
     systems = [
         score_system("closed_book", _QUESTIONS, _WRONG),
-        score_system("own_route", _QUESTIONS, own, seconds=1.5),
+        score_system("own_route", _QUESTIONS, own),
         score_system("wrong_route", _QUESTIONS, wrong, _WRONG, _WRONG),
     ]
     settings = {

@@ -248,7 +248,7 @@ def add(
                 "amortised: the router reads the texts alone, and no pairs are needed: give neither pairs "
                 "nor who writes them"
             )
-        router = _router(base, store) if amortised else None
+        router = router_of(base, store) if amortised else None
         # A store names no endpoint: whoever made it could have texts and keys sent anywhere.
         told = amortised or augmenter is not None or written is not None
         if recipe.augmenter not in (None, base.name) and not told:
@@ -321,7 +321,7 @@ def _read(
     return text_features(base, [passage_text(d.title, d.text or "") for d in documents], progress=progress)
 
 
-def _router(base: BaseModel, store: Store) -> Router:
+def router_of(base: BaseModel, store: Store) -> Router:
     """The amortised router of a store. Raises InvalidInput if it has none that fits."""
     if store.router is None:
         raise InvalidInput(

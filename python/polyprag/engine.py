@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from polyprag._polyprag import Hit, Store
 from polyprag.errors import BaseModelMissing, InvalidInput, StoreClosed
-from polyprag.generation import GenerationSettings, generate
+from polyprag.generation import GenerationSettings, Spent, generate
 from polyprag.layers import Mixing, ModuleShape, RoutedModel
 from polyprag.models import (
     SMALL_MODEL,
@@ -186,12 +186,14 @@ class Engine:
         *,
         passages: Sequence[list[str]] | None = None,
         max_new_tokens: int | None = None,
+        spent: dict[int, Spent] | None = None,
     ) -> list[str]:
         """The model's answer to each question under the route beside it; None is the bare base model.
 
         Args:
             routes: [groups, K] each.
             passages: texts to put into each prompt (Combine); None leaves the knowledge to the route.
+            spent: is given, under each question's place, what its answer took.
 
         Raises:
             StoreClosed: the engine was closed; without its experts the model would answer by itself.
@@ -208,9 +210,19 @@ class Engine:
             if not rows:
                 continue
             batch = torch.from_numpy(np.stack([routes[i] for i in rows])) if with_route else None  # type: ignore[misc]
-            done = generate(self.base, [prompts[i] for i in rows], settings, routed=self.routed, routes=batch)
+            took: dict[int, Spent] = {}
+            done = generate(
+                self.base,
+                [prompts[i] for i in rows],
+                settings,
+                routed=self.routed,
+                routes=batch,
+                spent=took,
+            )
             for position, text in done:
                 texts[rows[position]] = answer_text(text)
+            if spent is not None:
+                spent.update((rows[position], each) for position, each in took.items())
         return texts
 
     def close(self) -> None:

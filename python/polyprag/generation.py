@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,19 @@ class GenerationSettings:
     batch_size: int = 16
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What one continuation took: seconds, its share of its batch's, and tokens.
+
+    prefill: until the first token is there; decode: the rest. prompt_tokens: with the prefix.
+    """
+
+    prefill: float
+    decode: float
+    prompt_tokens: int
+    new_tokens: int
+
+
 def generate(
     base: BaseModel,
     prompts: Sequence[str],
@@ -38,12 +52,14 @@ def generate(
     routed: RoutedModel | None = None,
     routes: Tensor | None = None,
     prefix: str = "",
+    spent: dict[int, Spent] | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Yield (index, continuation) for every prompt, batch by batch, long prompts first.
 
     Args:
         routes: [len(prompts), groups, K], the route of each prompt, used through ``routed``.
         prefix: a text that all prompts begin with; it is read by the model once.
+        spent: is given, under each index, what its continuation took.
     """
     if routes is not None and routed is None:
         raise InvalidInput("routes need the routed model that uses them")
@@ -62,7 +78,9 @@ def generate(
         if routed is not None and routes is not None:
             scope = routed.route(routes[batch].to(base.device))
         with scope:
-            texts = _generate_batch(base, [rows[i] for i in batch], settings, head, cache, start)
+            texts, took = _generate_batch(base, [rows[i] for i in batch], settings, head, cache, start)
+        if spent is not None:
+            spent.update(zip(batch, took, strict=True))
         yield from zip(batch, texts, strict=True)
 
 
@@ -86,7 +104,7 @@ def _generate_batch(
     head: list[int],
     prefix_cache: DynamicCache | None,
     offset: int,
-) -> list[str]:
+) -> tuple[list[str], list[Spent]]:
     width = max(len(row) for row in rows)
     pad = base.tokenizer.pad_token_id
     # The prefix, then the padding, then the prompt: positions count only what the mask lets through.
@@ -110,6 +128,7 @@ def _generate_batch(
         options[_cache_argument(base)] = cache
     stop = _StopAt(base, ids.shape[1], settings.stop)
     model: Any = base.model
+    started = time.perf_counter()
     with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):
         torch.manual_seed(settings.seed + offset)
         output = model.generate(
@@ -120,8 +139,14 @@ def _generate_batch(
             stopping_criteria=StoppingCriteriaList([stop]),
             **options,
         )
-    texts = base.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    return [_cut(text, settings.stop) for text in texts]
+    new = output[:, ids.shape[1] :]
+    texts = base.tokenizer.batch_decode(new, skip_special_tokens=True)
+    ended = time.perf_counter()
+    first = stop.first or ended
+    prefill, decode = (first - started) / len(rows), (ended - first) / len(rows)
+    lengths = (new != pad).sum(1).tolist()
+    took = [Spent(prefill, decode, len(head) + len(r), n) for r, n in zip(rows, lengths, strict=True)]
+    return [_cut(text, settings.stop) for text in texts], took
 
 
 def _cut(text: str, stop: tuple[str, ...]) -> str:
@@ -137,8 +162,11 @@ class _StopAt(StoppingCriteria):
         self.base = base
         self.prompt_length = prompt_length
         self.stop = stop
+        self.first: float | None = None  # when the first token was there
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ARG002 - as called
         texts = self.base.tokenizer.batch_decode(input_ids[:, self.prompt_length :], skip_special_tokens=True)
+        if self.first is None:
+            self.first = time.perf_counter()  # decoding has waited for the device
         done = [any(s in text.lstrip() for s in self.stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)

@@ -6,8 +6,8 @@ import csv
 import io
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -35,6 +35,22 @@ class Question:
     answers: tuple[str, ...]
     type: str | None = None
     documents: tuple[DocumentId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A system's answer to one question, and what it took.
+
+    documents: ids that retrieval found, best first; None where nothing is retrieved.
+    seconds: by stage (``retrieve``, ``route``, ``prefill``, ``decode``), its share of its batch's.
+    prompt_tokens, new_tokens: None where nobody counted.
+    """
+
+    text: str
+    documents: tuple[DocumentId, ...] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
 
 
 class EvaluationSet(NamedTuple):

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from polyprag.errors import InvalidInput
-from polyprag.evaluation.data import Question
+from polyprag.evaluation.data import Prediction, Question
 from polyprag.evaluation.metrics import score
 from polyprag.evaluation.statistics import (
     RESAMPLES,
@@ -33,15 +33,19 @@ if TYPE_CHECKING:
 LABELS: Mapping[str, str] = {
     "closed_book": "closed book",
     "rag": "RAG, BM25 passages",
+    "rag_gold": "RAG, gold passages",
     "own_route": "own route",
     "bm25_route": "route by BM25, k=1",
     "bm25_route_k3": "route by BM25, k=3",
+    "amortised_route": "route by the amortised router",
     "wrong_route": "wrong route",
     "uniform_route": "uniform route",
+    "mean_route": "mean route",
     "combine": "combine",
+    "combine_wrong_route": "combine, wrong route",
 }
 
-_ROUTED = ("own_route", "bm25_route", "bm25_route_k3", "combine")
+_ROUTED = ("own_route", "bm25_route", "bm25_route_k3", "amortised_route", "combine")
 
 #: Differences that every report states where it has both systems: (name, a, b) for a minus b.
 DIFFERENCES: Sequence[tuple[str, str, str]] = (
@@ -50,7 +54,9 @@ DIFFERENCES: Sequence[tuple[str, str, str]] = (
     ("own_minus_closed_book", "own_route", "closed_book"),
     ("own_minus_rag", "own_route", "rag"),
     ("bm25_minus_own", "bm25_route", "own_route"),
+    ("own_minus_mean", "own_route", "mean_route"),
     ("combine_minus_rag", "combine", "rag"),
+    ("combine_minus_combine_wrong", "combine", "combine_wrong_route"),
 )
 
 
@@ -67,6 +73,47 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What an answer took, in the mean over questions and draws.
+
+    seconds: by stage (``retrieve``, ``route``, ``prefill``, ``decode``), and ``total``, the wall time of a
+    question: its share of the batch that it was answered in. peak_bytes: the highest of all batches, of the
+    ``process`` and, with an accelerator, of the ``device``.
+    """
+
+    seconds: Mapping[str, float]
+    prompt_tokens: float | None
+    new_tokens: float | None
+    peak_bytes: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls, predictions: Sequence[Prediction], seconds: Sequence[float], peaks: Sequence[Mapping[str, int]]
+    ) -> Costs:
+        """From each prediction, its wall time and the peak memory of its batch."""
+        stages = list(dict.fromkeys(stage for p in predictions for stage in p.seconds))
+        peak: dict[str, int] = {}
+        for each in peaks:
+            for where, size in each.items():
+                peak[where] = max(size, peak.get(where, 0))
+        n = len(predictions)
+        return cls(
+            {
+                **{stage: sum(p.seconds.get(stage, 0.0) for p in predictions) / n for stage in stages},
+                "total": sum(seconds) / n,
+            },
+            _mean_of_known([p.prompt_tokens for p in predictions]),
+            _mean_of_known([p.new_tokens for p in predictions]),
+            peak,
+        )
+
+
+def _mean_of_known(counts: Sequence[int | None]) -> float | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) / len(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
 class SystemResult:
     """One system on all questions; made by :func:`score_system`. Scores are means in [0, 1]."""
 
@@ -77,7 +124,7 @@ class SystemResult:
     precision: float
     recall: float
     interval: Interval
-    seconds: float | None = None
+    costs: Costs | None = None
 
     def f1_without(self, leaked: Collection[str]) -> float | None:
         """F1 over the questions whose id is not among ``leaked``; None if that leaves none."""
@@ -92,7 +139,7 @@ class SystemResult:
             "recall": self.recall,
             "f1_interval": [self.interval.low, self.interval.high],
             "questions": len(self.answers),
-            "seconds": self.seconds,
+            "costs": None if self.costs is None else asdict(self.costs),
             "answers": [asdict(answer) for answer in self.answers],
         }
 
@@ -100,17 +147,17 @@ class SystemResult:
 def score_system(
     name: str,
     questions: Sequence[Question],
-    *draws: Sequence[str],
+    *draws: Sequence[str | Prediction],
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    seconds: float | None = None,
+    costs: Costs | None = None,
 ) -> SystemResult:
     """Score a system's predictions.
 
     draws: one sequence of predictions, one for each question in order, or several (of a control that was
-    drawn several times): a question then counts with the mean of its draws. seconds: how long
-    the system took, if known.
+    drawn several times): a question then counts with the mean of its draws. costs: what its answers took,
+    if known.
     Raises InvalidInput for no question, no draw, or a draw of another length.
     """
     if not questions or not draws:
@@ -120,7 +167,7 @@ def score_system(
             raise InvalidInput(f"{name}: {len(draw)} predictions for {len(questions)} questions")
     answers = []
     for place, question in enumerate(questions):
-        predictions = tuple(draw[place] for draw in draws)
+        predictions = tuple(_text(draw[place]) for draw in draws)
         scores = [score(prediction, question.answers) for prediction in predictions]
         em, f1, precision, recall = (
             sum(values) / len(draws)
@@ -138,8 +185,12 @@ def score_system(
         sum(answer.precision for answer in answers) / len(answers),
         sum(answer.recall for answer in answers) / len(answers),
         interval,
-        seconds,
+        costs,
     )
+
+
+def _text(answer: str | Prediction) -> str:
+    return answer if isinstance(answer, str) else answer.text
 
 
 def compare(

@@ -1,0 +1,472 @@
+"""Every system and control on real questions: encode what a system needs, ask, append a row as each is done.
+
+    python benches/evaluate.py --work work --documents 300
+    python benches/evaluate.py --work work --sets popqa --systems prag --seed 1
+    python benches/evaluate.py --work work --sets popqa --systems polyprag --set train.router=true
+    python benches/evaluate.py --table
+
+Sets: popqa, 2wiki and hotpotqa, with the gold passages of their questions and so many more that the corpus
+has ``--documents``; and cwq, whose documents are the passages that BM25 finds for its questions among 47,208.
+Corpora of growing size hold the same first documents, and the questions are about those, so that rows with
+other sizes or settings compare. PopQA leaves out the 100 questions of benches/popqa.py, which the
+augmentation was improved on.
+
+Systems: ``base`` is the base model alone (closed book, RAG, RAG with the gold passage); ``polyprag``,
+``poly-prag`` (as first published) and ``prag`` (one LoRA a document, at our learning rate) encode the
+documents and ask with every route and control.
+
+The same command goes on where it was stopped: a row that is in the results is not made again, and of one that
+is not, what is in ``--work`` is used. Needs the shared data: POLYPRAG_DATA, which defaults to ../shared/data
+beside the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from common import machine
+from polyprag import Document, Module, Store, StoreSpec, recode
+from polyprag.augment import read_pairs
+from polyprag.corpus import UnifiedRow, content_id, read_unified
+from polyprag.encode import AUGMENTATION, Recipe, add, encode
+from polyprag.engine import Engine
+from polyprag.evaluation.controls import leaked
+from polyprag.evaluation.data import EvaluationSet, evaluation_set, popqa_rows, read_questions
+from polyprag.evaluation.harness import Harness
+from polyprag.evaluation.report import DIFFERENCES, LABELS, Footprint, SystemResult
+from polyprag.evaluation.run import Row, base_rows, store_rows
+from polyprag.evaluation.statistics import paired_difference
+from polyprag.jsonl import append_lines, read_jsonl, read_resumable
+from polyprag.models import BaseModel, load_base_model
+from polyprag.progress import Bars, system_bar
+from polyprag.recipes import recipe_of, with_settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("POLYPRAG_DATA", REPOSITORY.parent / "shared" / "data"))
+RESULTS = REPOSITORY / "benches" / "results" / "evaluate.jsonl"
+TUNED_ON = 100  # the questions of benches/popqa.py
+# PRAG at its own settings answers hardly anything after one epoch of a model as small (docs/method.md).
+SETTINGS = {"prag": ["train.lora_lr=0.001", "train.epochs=4", 'train.schedule="linear"']}
+
+BASE_ROWS = ("closed_book", "rag", "rag_gold")
+ROUTED_ROWS = (
+    *("own_route", "bm25_route", "bm25_route_k3", "wrong_route", "uniform_route", "mean_route"),
+    *("combine", "combine_wrong_route"),
+)
+CODEC_ROWS = ("own_route", "wrong_route")
+
+SetName = Literal["popqa", "2wiki", "hotpotqa", "cwq"]
+SystemName = Literal["base", "polyprag", "poly-prag", "prag"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", nargs="+", choices=get_args(SetName), default=list(get_args(SetName)))
+    parser.add_argument(
+        "--systems", nargs="+", choices=get_args(SystemName), default=list(get_args(SystemName))
+    )
+    parser.add_argument("--rows", nargs="+", help="only these, such as own_route wrong_route")
+    parser.add_argument("--documents", type=int, default=100, help="size of the corpus that is encoded")
+    parser.add_argument("--questions", type=int, default=100, help="questions a set")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many questions first: another draw")
+    parser.add_argument("--seed", type=int, default=0, help="seed of training and of the wrong documents")
+    parser.add_argument("--passages", type=int, default=1, help="passages in the prompts; documents of cwq")
+    parser.add_argument("--haystack", action="store_true", help="search among the 47,208 passages, too")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="train.epochs=6")
+    parser.add_argument("--codecs", nargs="+", default=[], help="own and wrong route also in f32 q4 code(16)")
+    parser.add_argument("--added", type=int, default=0, help="so many of the documents are added afterwards")
+    parser.add_argument("--model", help="base model; default: the small one")
+    parser.add_argument("--work", type=Path, help="stores, augmentation and answers, to resume from")
+    parser.add_argument("--note", default="", help="kept in the rows")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="append the rows here")
+    parser.add_argument("--table", action="store_true", help="only print what the results hold")
+    arguments = parser.parse_args()
+    if arguments.table:
+        tables(read_resumable(arguments.json), Console())
+        return
+    if arguments.work is None:
+        parser.error("--work is needed: a folder to resume from")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    base = load_base_model(arguments.model)
+    for name in arguments.sets:
+        for system in arguments.systems:
+            Experiment(arguments, base, name, system).run()
+    tables(read_resumable(arguments.json), Console())
+
+
+@dataclass
+class Experiment:
+    """One system on one set."""
+
+    arguments: argparse.Namespace
+    base: BaseModel
+    data: SetName
+    system: SystemName
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells the rows of one experiment from those of others."""
+        a = self.arguments
+        trained = self.system != "base"
+        return {
+            "data": self.data,
+            "system": self.system,
+            "model": self.base.name,
+            "documents": len(self.sample.documents),
+            "questions": len(self.sample.questions),
+            "skip": a.skip,
+            "seed": a.seed,
+            "passages": a.passages,
+            "haystack": a.haystack or self.data == "cwq",
+            "set": self.settings if trained else [],
+            "added": a.added if trained else 0,
+        }
+
+    @property
+    def settings(self) -> list[str]:
+        return [*SETTINGS.get(self.system, []), *self.arguments.set]
+
+    def run(self) -> None:
+        done = {
+            (row["row"], row["codec"])
+            for row in read_resumable(self.arguments.json)
+            if all(row.get(k) == v for k, v in self.key.items())
+        }
+        print(f"{self.data}, {self.system}: {json.dumps(self.key)}", flush=True)
+        if self.expected() <= done:
+            return
+        if self.system == "base":
+            with Store.open(self.texts) as store:
+                rows = base_rows(self.base, store, self.sample.questions, passages=self.arguments.passages)
+                self.ask(rows, done, "", {})
+            return
+        for path in self.stores():
+            with Engine.open(path, self.base) as engine:
+                codec = engine.store.spec.codec
+                rows = store_rows(
+                    engine, self.sample.questions, passages=self.arguments.passages, seed=self.arguments.seed
+                )
+                if path.stem.startswith("codec-"):
+                    rows = [row for row in rows if row.name in CODEC_ROWS]
+                self.ask(rows, done, codec, Footprint.of(engine.store.info()).to_json())
+
+    def expected(self) -> set[tuple[str, str]]:
+        """The rows that a whole experiment has, each with its codec."""
+        train = self.recipe.train if self.system != "base" else None
+        if train is None:
+            rows = {(name, "") for name in BASE_ROWS}
+        else:
+            usual = {"code": f"code({train.code_dim})", "table": "q8", "lora": "sparse(1)"}[train.routing]
+            names = {*ROUTED_ROWS, *(["amortised_route"] if train.router else [])}
+            rows = {(name, usual) for name in names}
+            rows |= {(name, codec) for name in CODEC_ROWS for codec in self.arguments.codecs}
+        return {(name, codec) for name, codec in rows if name in (self.arguments.rows or [name])}
+
+    def ask(
+        self, rows: Sequence[Row], done: set[tuple[str, str]], codec: str, footprint: dict[str, Any]
+    ) -> None:
+        wanted = self.arguments.rows
+        rows = [r for r in rows if (r.name, codec) not in done and (not wanted or r.name in wanted)]
+        with system_bar(Console(stderr=True)) as progress:
+            harness = Harness(
+                self.sample.questions,
+                answers=self.folder / "answers.jsonl",
+                seed=self.arguments.seed,
+                progress=progress,
+            )
+            for row in rows:
+                result = harness.ask(*row.draws, name=row.name)
+                append_lines(self.arguments.json, [self.row(result, codec, footprint)])
+                print(f"  {row.name:<20} {codec:<10} F1 {result.f1:.3f}  EM {result.em:.3f}", flush=True)
+
+    def row(self, result: SystemResult, codec: str, footprint: dict[str, Any]) -> dict[str, Any]:
+        figures = result.to_json()
+        answers = figures.pop("answers")
+        pairs = read_pairs(self.pairs) if self.system != "base" else []
+        leaks = leaked(self.sample.questions, pairs)
+        new = {d.id for d in self.sample.documents[len(self.sample.documents) - self.arguments.added :]}
+        row = {
+            **self.key,
+            "row": result.name,
+            "codec": codec,
+            **figures,
+            "leaked_questions": len(leaks.questions),
+            "f1_without_leaks": result.f1_without(leaks.questions),
+            "route_bytes_per_document": footprint.get("route_bytes_per_document"),
+            "footprint": footprint,
+            "encoding": self.encoding(),
+            "machine": machine(),
+            "note": self.arguments.note,
+            "f1_by_question": {a["id"]: round(a["f1"], 4) for a in answers},
+        }
+        if self.arguments.added:
+            of_new = [
+                a.f1
+                for a, q in zip(result.answers, self.sample.questions, strict=True)
+                if new.issuperset(q.documents)
+            ]
+            row |= {"added_questions": len(of_new), "f1_of_added": fmean(of_new) if of_new else None}
+        return row
+
+    # -- documents and questions ------------------------------------------------------------
+
+    @cached_property
+    def sample(self) -> EvaluationSet:
+        a = self.arguments
+        if self.data == "cwq":
+            return found_documents(a.work, a.documents, a.questions, a.skip, a.passages)
+        return corpus(self.data, a.documents, a.questions, a.skip)
+
+    @cached_property
+    def texts(self) -> Path:
+        """A store of the documents without routes: what RAG searches."""
+        haystack = self.key["haystack"]
+        name = f"texts-{self.data}-{len(self.sample.documents)}-{self.arguments.skip}"
+        path = self.arguments.work / f"{name}{'-haystack' * haystack}.polyprag"
+        if not path.exists():
+            unrouted(path, [*self.sample.documents, *(self.others() if haystack else [])])
+        return path
+
+    def others(self) -> list[Document]:
+        """The passages of the large corpus that are not among the documents."""
+        own = {d.id for d in self.sample.documents}
+        return [d for d in wikipedia() if d.id not in own]
+
+    # -- stores ------------------------------------------------------------
+
+    @cached_property
+    def folder(self) -> Path:
+        a, documents = self.arguments, len(self.sample.documents)
+        if self.system == "base":
+            folder = a.work / f"{self.data}-base-{documents}-{a.skip}-{a.seed}"
+        else:
+            names = [self.data, self.system, documents, a.skip, a.seed]
+            names += [f"added={a.added}"] if a.added else []
+            names += ["haystack"] if self.key["haystack"] else []
+            folder = a.work / "-".join([*map(str, names), *(_file_name(s) for s in self.settings)])
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def pairs(self) -> Path:
+        """One file a set: the pairs are written once for all systems and sizes."""
+        return self.arguments.work / f"{self.data}-{AUGMENTATION}"
+
+    def encoding(self) -> dict[str, Any]:
+        kept = self.folder / "encoding.json"
+        return dict(json.loads(kept.read_text(encoding="utf-8"))) if kept.exists() else {}
+
+    @property
+    def recipe(self) -> Recipe:
+        recipe = with_settings(recipe_of(cast(Any, self.system)), self.settings)
+        return replace(recipe, train=replace(recipe.train, seed=self.arguments.seed))
+
+    def stores(self) -> Iterator[Path]:
+        """The store as a user has it, then others that differ in the codec of the routes alone."""
+        recipe = self.recipe
+        full, small = self.folder / "full.polyprag", self.folder / "small.polyprag"
+        # Trained once, in full numbers where they can be had; a router goes with its codes.
+        both = recipe.train.routing != "lora" and not recipe.train.router and not self.arguments.added
+        if not full.exists():
+            self.encode(full, recipe, "f32" if both else None)
+        if both and not small.exists():
+            codec = f"code({recipe.train.code_dim})" if recipe.train.routing == "code" else "q8"
+            recode(full, small, codec=codec)
+        yield small if both else full
+        for codec in self.arguments.codecs:
+            path = self.folder / f"codec-{_file_name(codec)}.polyprag"
+            if not path.exists():
+                recode(full, path, codec=codec)
+            yield path
+
+    def encode(self, path: Path, recipe: Recipe, codec: str | None) -> None:
+        documents = self.sample.documents
+        old = documents[: len(documents) - self.arguments.added]
+        scratch = path.with_name(f"unfinished-{path.name}")
+        started = time.monotonic()
+        with Bars(Console(stderr=True)) as bars:
+            if not scratch.exists():
+                encode(
+                    self.base,
+                    old,
+                    scratch,
+                    recipe,
+                    codec=codec,
+                    work=self.folder,
+                    reporter=bars,
+                    augmentation=self.pairs,
+                )
+            if self.arguments.added:
+                # Those that are there already after an interruption are left out.
+                rest = documents[len(old) :]
+                add(self.base, rest, scratch, on_duplicate="skip", work=self.folder, reporter=bars)
+        seconds = round(time.monotonic() - started, 1)
+        if self.key["haystack"]:
+            with Store.open(scratch) as store, store.writer() as writer:
+                writer.add(self.others(), on_duplicate="skip")
+        kept = {"seconds": seconds, "recipe": recipe.to_json(), "machine": machine()}
+        (self.folder / "encoding.json").write_text(json.dumps(kept), encoding="utf-8")
+        scratch.rename(path)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w=.-]+", "_", text).strip("_")
+
+
+def unrouted(path: Path, documents: Sequence[Document]) -> None:
+    """A store that only searches: its one expert is nobody's."""
+    spec = StoreSpec(modules=[Module("none", 1, 1, 0)], experts=1, rank=1, alpha=1.0, codec="f32")
+    nothing = {"none.A": np.zeros((1, 1, 1), np.float32), "none.B": np.zeros((1, 1, 1), np.float32)}
+    with Store.create(path, spec, nothing) as writer:
+        writer.add(documents)
+
+
+def wikipedia() -> list[Document]:
+    """The 47,208 passages of the shared corpus, each once."""
+    documents: dict[str, Document] = {}
+    for path in sorted((DATA / "corpus").glob("wiki_passages_*.jsonl.gz")):
+        for _, row in read_jsonl(path):
+            title, text = row["title"] or None, row["text"]
+            if text.strip():
+                id = content_id(title, text)
+                documents.setdefault(id, Document(id, text, title))
+    if not documents:
+        raise SystemExit(
+            f"{DATA / 'corpus'} has no passages: set POLYPRAG_DATA to the folder of the shared data"
+        )
+    return list(documents.values())
+
+
+def found_documents(work: Path, size: int, questions: int, skip: int, passages: int) -> EvaluationSet:
+    """ComplexWebQuestions with the passages that BM25 finds for each: nobody has labelled gold ones.
+
+    They stand for gold ones, as in PRAG: the own route is then that of the passages found.
+    """
+    path = work / "wikipedia.polyprag"
+    if not path.exists():
+        unrouted(path, wikipedia())
+    asked = read_questions(DATA / "cwq" / "cwq_test_3531.jsonl")
+    random.Random(7).shuffle(asked)
+    with Store.open(path) as store:
+        found = store.search_many([q.question for q in asked], passages)
+        ids = [tuple(hit.id for hit in hits) for hits in found]
+        chosen = [
+            replace(question, documents=documents)
+            for question, documents in zip(asked, ids, strict=True)
+            if documents
+        ][skip:]
+        kept = dict.fromkeys(id for question in chosen[:questions] for id in question.documents)
+        for question in chosen[questions:]:
+            if len(kept) >= size:
+                break
+            kept |= dict.fromkeys(question.documents)
+        return EvaluationSet(tuple(store.documents(list(kept))), tuple(chosen[:questions]))
+
+
+def corpus(data: SetName, size: int, questions: int, skip: int) -> EvaluationSet:
+    """The first ``size`` documents, and questions about the first of them."""
+    keep: Literal["first", "gold"] = "gold"
+    rest: list[UnifiedRow] = []
+    if data == "popqa":
+        path = DATA / "popqa" / "popqa_1000_unified.jsonl"
+        rows = popqa_rows(path, matching="substring")
+        tuned = {row.id for row in random.Random(42).sample(rows, TUNED_ON)}
+        rows = [row for row in rows if row.id not in tuned]
+        rest = [row for row in read_unified(path) if row.id not in {r.id for r in rows}]
+        keep = "first"
+    else:
+        name = {
+            "2wiki": "2wikimultihopqa/2wiki_sampled_unified.jsonl",
+            "hotpotqa": "hotpotqa/hotpotqa_300_unified.jsonl",
+        }[data]
+        rows = [row for row in read_unified(DATA / name) if any(p.gold for p in row.passages)]
+    random.Random(7).shuffle(rows)
+    asked = evaluation_set(rows[skip : skip + questions], keep)
+    documents: dict[str | int, Document] = {d.id: d for d in asked.documents}
+    more = evaluation_set([*rows[skip + questions :], *rows[:skip], *rest], keep)
+    for document in more.documents:
+        if len(documents) >= size:
+            break
+        documents.setdefault(document.id, document)
+    return EvaluationSet(tuple(documents.values()), asked.questions)
+
+
+# -- tables ------------------------------------------------------------
+
+_GROUP = ("data", "model", "documents", "questions", "skip", "seed", "passages", "haystack")
+
+
+def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """For each set and size: every row with its interval, then the differences."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps([row[k] for k in _GROUP]), []).append(row)
+    for members in groups.values():
+        first = members[0]
+        title = f"{first['data']}: {first['questions']} questions, {first['documents']} documents"
+        title += f", seed {first['seed']}"
+        title += ", searched among 47,208" if first["haystack"] else ""
+        table = Table(title=title, title_justify="left")
+        for place, column in enumerate(["system", "row", "codec", "F1", "interval", "EM", "no leaks"]):
+            table.add_column(column, justify="right" if place > 2 else "left")
+        for row in members:
+            name = " ".join(
+                [row["system"], *row["set"], *([f"added={row['added']}"] if row["added"] else [])]
+            )
+            clean = row["f1_without_leaks"]
+            low, high = row["f1_interval"]
+            table.add_row(
+                name,
+                LABELS.get(row["row"], row["row"]),
+                row["codec"],
+                f"{row['f1']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{row['em']:.3f}",
+                "" if clean is None else f"{clean:.3f}",
+            )
+        console.print(table)
+        for line in differences(members):
+            console.print(f"  {line}", markup=False, highlight=False)
+
+
+def differences(members: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Those of every report, between the rows of one system or those of the base model."""
+    base = {row["row"]: row for row in members if row["system"] == "base"}
+    systems: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in members:
+        if row["system"] != "base":
+            key = (row["system"], *row["set"], row["added"], row["codec"])
+            systems.setdefault(key, {})[row["row"]] = row
+    for key, own in systems.items():
+        for _, a, b in DIFFERENCES:
+            left, right = own.get(a), own.get(b, base.get(b))
+            if left is None or right is None:
+                continue
+            ids = list(left["f1_by_question"])
+            d = paired_difference(
+                [left["f1_by_question"][i] for i in ids], [right["f1_by_question"][i] for i in ids]
+            )
+            real = "real" if d.real else "not shown"
+            yield f"{key[0]} {key[-1]}: {a} minus {b} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f}), {real}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Answers as they come, in a file from which a stopped evaluation goes on: a line a question and draw."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyprag.errors import CorpusError, InvalidInput
+from polyprag.evaluation.data import Prediction, Question
+from polyprag.jsonl import append_lines, read_resumable
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A prediction with what was measured around it: seconds of wall time, and peak bytes of its batch."""
+
+    prediction: Prediction
+    seconds: float
+    peak_bytes: Mapping[str, int]
+
+
+class Answers:
+    """The answers of an evaluation, kept in ``path`` if there is one.
+
+    An answer is found again under the key of its question (:func:`key_of`), which says all that it depends
+    on: after another training, or with other wrong documents, the question is asked again.
+    Raises CorpusError if ``path`` is another file.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        rows = read_resumable(path) if path is not None else []
+        self._kept = dict(_kept(row, path, number) for number, row in enumerate(rows, start=1))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: str) -> Kept | None:
+        return self._kept.get(key)
+
+    def add(self, system: str, draw: int, found: Mapping[str, tuple[Question, Kept]]) -> None:
+        """Keep answers by their key. What an append of theirs is broken off in is asked again."""
+        self._kept.update((key, kept) for key, (_, kept) in found.items())
+        if self.path is not None:
+            append_lines(self.path, [_row(key, system, draw, *each) for key, each in found.items()])
+
+
+def key_of(system: object, name: str, draw: int, question: Question) -> str:
+    """What an answer is kept under: a hash of the question, the system, and what it depends on.
+
+    A system without ``identity`` is known by its class and the source of its module.
+    """
+    identity = getattr(system, "identity", None)
+    depends = identity(question) if callable(identity) else _source(type(system))
+    try:
+        text = json.dumps([name, draw, question.id, question.question, depends], ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name}: identity gives what is no JSON ({error})") from error
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _source(kind: type) -> list[str]:
+    try:
+        module = Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError):  # written at a prompt, or built in
+        module = b""
+    return [kind.__qualname__, hashlib.blake2b(module, digest_size=16).hexdigest()]
+
+
+def _row(key: str, system: str, draw: int, question: Question, kept: Kept) -> dict[str, Any]:
+    p = kept.prediction
+    return {
+        "key": key,
+        "system": system,
+        "draw": draw,
+        "question": question.id,
+        "answer": p.text,
+        "documents": None if p.documents is None else list(p.documents),
+        "stages": dict(p.seconds),
+        "prompt_tokens": p.prompt_tokens,
+        "new_tokens": p.new_tokens,
+        "seconds": kept.seconds,
+        "peak_bytes": dict(kept.peak_bytes),
+    }
+
+
+def _kept(row: Mapping[str, Any], path: Path | None, number: int) -> tuple[str, Kept]:
+    try:
+        documents = row["documents"]
+        prediction = Prediction(
+            str(row["answer"]),
+            None if documents is None else tuple(documents),
+            {str(stage): float(seconds) for stage, seconds in row["stages"].items()},
+            row["prompt_tokens"],
+            row["new_tokens"],
+        )
+        return str(row["key"]), Kept(prediction, float(row["seconds"]), dict(row["peak_bytes"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorpusError(
+            f"{path}, line {number}: no line of answers that an evaluation keeps ({error!r}); "
+            "name another file, or delete this one"
+        ) from error
+
+
+def checked(name: str, given: object, questions: Sequence[Question]) -> list[Prediction]:
+    """What a system returned, as predictions. Raises InvalidInput for anything but one answer a question."""
+    if not isinstance(given, list | tuple) or len(given) != len(questions):
+        found = f"{len(given)} of them" if isinstance(given, list | tuple) else type(given).__name__
+        raise InvalidInput(
+            f"{name}: answer() has to return a list with one answer for each of its {len(questions)} "
+            f"questions, in their order, not {found}"
+        )
+    predictions = []
+    for question, each in zip(questions, given, strict=True):
+        if not isinstance(each, str | Prediction):
+            raise InvalidInput(
+                f"{name}: the answer to question {question.id!r} is {type(each).__name__}, "
+                "neither a string nor a Prediction"
+            )
+        predictions.append(Prediction(each) if isinstance(each, str) else each)
+    return predictions
