@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import polyprag
 from machine import no_rights
-from polyprag import Document, Store, cli
+from polyprag import Document, Store
 from polyprag.encode import work_folder
 
-COMMANDS = ["encode", "add", "ask", "eval", "demo"]
+COMMANDS = ["encode", "add", "augment", "corpus", "ask", "eval", "demo"]
 COMMANDS += ["inspect", "verify", "digest", "delete", "compact", "merge", "recode", "reindex", "rollback"]
 COMMANDS += ["snapshot", "pack", "unpack"]
 NAMES = ["amber", "birch", "coral", "denim"]
@@ -35,24 +35,6 @@ TINY = ["--device", "cpu", "--dtype", "fp32"]
 @pytest.fixture
 def store(make_store: Callable[..., Path], tmp_path: Path) -> Path:
     return make_store(tmp_path / "mills[old].polyprag", DOCUMENTS)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """``polyprag ...`` in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polyprag", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return call
 
 
 def process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -180,13 +180,15 @@ def test_failures_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
         read_corpus(tmp_path / "none.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(OSError):
-        read_corpus(tmp_path / "folder.jsonl")
+        read_corpus(tmp_path / "folder.jsonl", format="jsonl")
+    with pytest.raises(OSError):
+        read_corpus(_jsonl(tmp_path / "c.jsonl", _ONE), format="folder")
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "c.jsonl", _ONE)
     with pytest.raises(InvalidInput, match="format"):
-        read_corpus(tmp_path / "c.parquet")
+        read_corpus(tmp_path / "c.docx")
     with pytest.raises(InvalidInput, match="format"):
         read_corpus(path, format="xml")  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="on_duplicate"):

@@ -37,16 +37,15 @@ def open_binary(path: str | os.PathLike[str]) -> IO[bytes]:
     return open(path, "rb")
 
 
-def numbered_lines(
+def text_lines(
     stream: IO[bytes], path: str | os.PathLike[str], *, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 stream, one line in memory at a time.
+    """(line number from 1, line with its end) of a UTF-8 stream, one line in memory at a time.
 
-    A byte order mark is accepted, as are CRLF ends and empty lines at the end of the file. Raises
-    CorpusError for an empty line before other lines, invalid UTF-8, a line longer than ``max_line_bytes``
-    and damaged gzip data.
+    A byte order mark is accepted. Raises CorpusError for invalid UTF-8, a line longer than
+    ``max_line_bytes`` and damaged gzip data.
     """
-    number, empty = 0, 0
+    number = 0
     while True:
         try:
             raw = stream.readline(max_line_bytes + 2)
@@ -69,7 +68,7 @@ def numbered_lines(
                 "put one row on a line, or raise the limit",
             )
         try:
-            line = raw.decode("utf-8").rstrip("\r\n")
+            yield number, raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise line_error(
                 path,
@@ -77,12 +76,24 @@ def numbered_lines(
                 f"byte {error.start + 1} of the line is no valid UTF-8",
                 "save the file as UTF-8",
             ) from error
+
+
+def numbered_lines(
+    stream: IO[bytes], path: str | os.PathLike[str], *, max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of what :func:`text_lines` reads.
+
+    CRLF ends and empty lines at the end of the file are accepted. Raises CorpusError, beside what
+    ``text_lines`` raises, for an empty line before other lines.
+    """
+    empty = 0
+    for number, line in text_lines(stream, path, max_line_bytes=max_line_bytes):
         if not line.strip():
             empty = empty or number
             continue
         if empty:
             raise line_error(path, empty, "the line is empty", "remove it, or put the missing row there")
-        yield number, line
+        yield number, line.rstrip("\r\n")
 
 
 def _refuse(name: str) -> NoReturn:

@@ -94,6 +94,42 @@ def load_base_model(
     """
     target = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, target)
+    with _found(name, local_only) as (source, label, options):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch_dtype, output_loading_info=True, **options
+        )
+        model, loaded = found
+        # transformers would fill the gaps with random numbers.
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(f"it lacks {len(missing)} weights, among them {missing[0]}")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    model.eval()
+    keep_layouts(model)
+    return BaseModel(model.to(target), tokenizer, label)
+
+
+def load_tokenizer(name: str | os.PathLike[str] | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model, without its weights; named as for :func:`load_base_model`.
+
+    Raises:
+        BaseModelMissing: there is no such model here, or it could not be fetched.
+    """
+    with _found(name, local_only=False) as (source, _, options):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
+    return tokenizer
+
+
+@contextmanager
+def _found(
+    name: str | os.PathLike[str] | None, local_only: bool
+) -> Iterator[tuple[str, str, dict[str, bool]]]:
+    """(what transformers loads, the name for tables, options) of a base model, for a block that loads it.
+
+    What the block raises where there is no model becomes BaseModelMissing.
+    """
     given = small_model_path() if name is None else name
     path = Path(given).expanduser()
     label = SMALL_MODEL if name is None else _label(path if path.exists() else given)
@@ -117,15 +153,7 @@ def load_base_model(
         if looks_like_path and not path.exists():
             raise BaseModelMissing(f"{path}: no such model folder or GGUF file")
         try:
-            options = {"local_files_only": local_only, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            found: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch_dtype, output_loading_info=True, **options
-            )
-            model, loaded = found
-            # transformers would fill the gaps with random numbers.
-            if missing := sorted(loaded["missing_keys"]):
-                raise ValueError(f"it lacks {len(missing)} weights, among them {missing[0]}")
+            yield source, label, {"local_files_only": local_only, "trust_remote_code": False}
         except (OSError, ValueError, SafetensorError) as error:
             if path.exists():
                 hint = "no causal language model can be read from it"
@@ -137,12 +165,6 @@ def load_base_model(
                 f"base model {source!r}: {hint}; give a folder, a GGUF file or a model name (--model). "
                 f"({_first_line(error)})"
             ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.requires_grad_(False)
-    model.eval()
-    keep_layouts(model)
-    return BaseModel(model.to(target), tokenizer, label)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from polyprag._polyprag import __version__
-from polyprag.cli import augment, model, store
+from polyprag.cli import augment, corpus, model, store
 from polyprag.cli.common import err, out, say
 from polyprag.errors import PolypragError
 
@@ -28,6 +28,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "encode": model.encode,
     "add": model.add,
     "augment": augment.augment,
+    "corpus": corpus.corpus,
     "ask": model.ask,
     "eval": model.evaluate,
     "inspect": store.inspect,

@@ -10,15 +10,16 @@ import typer
 
 from polyprag.cli.common import err, out, say
 from polyprag.cli.corpus import (
+    CorpusOptions,
     CorpusPath,
     Device,
     Dtype,
-    Format,
-    KeepPassages,
     Model,
     Resumable,
     documents_of,
+    tokenizer_of,
 )
+from polyprag.cli.options import grouped
 from polyprag.errors import CorpusError, InvalidInput
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ def _show_prompts(value: bool) -> None:
         raise typer.Exit
 
 
+@grouped
 def augment(
     corpus: CorpusPath,
     out_file: Annotated[
         Path, typer.Option("--out", help="The JSONL file, a line a document.", readable=False)
     ],
+    options: CorpusOptions,
     model: Model = None,
-    format: Format = "auto",
-    keep: KeepPassages = "gold",
     augment_url: AugmentUrl = None,
     augment_model: AugmentModel = None,
     augment_key: AugmentKey = "OPENAI_API_KEY",
@@ -113,7 +114,7 @@ def augment(
     from polyprag.augment import others_in, summary
     from polyprag.progress import Bars
 
-    documents = documents_of(corpus, format, keep)
+    documents = documents_of(corpus, options, tokenizer_of(model))
     settings = augment_settings(pairs=pairs, rewrite=rewrite, yes_no=yes_no, prompts=prompts, seed=seed)
     augmenter: Augmenter | None = endpoint(augment_url, augment_model, augment_key, augment_concurrency)
     if augmenter is None:

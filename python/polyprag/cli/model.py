@@ -5,6 +5,8 @@ torch and transformers are imported where they are used, so that ``--help`` answ
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,16 +29,18 @@ from polyprag.cli.augment import (
 )
 from polyprag.cli.common import AsJson, OnDuplicate, StorePath, err, out, print_json, say
 from polyprag.cli.corpus import (
+    CorpusOptions,
     CorpusPath,
     Device,
     Dtype,
-    Format,
     Keep,
-    KeepPassages,
     Model,
     Resumable,
     documents_of,
+    preview,
+    tokenizer_of,
 )
+from polyprag.cli.options import grouped
 from polyprag.cli.store import inspect
 from polyprag.errors import InvalidInput
 
@@ -63,12 +67,12 @@ Work = Annotated[
 ]
 
 
+@grouped
 def encode(
     corpus: CorpusPath,
     store: StorePath,
+    options: CorpusOptions,
     model: Model = None,
-    format: Format = "auto",
-    keep: KeepPassages = "gold",
     system: Annotated[
         System,
         typer.Option(help="Whose recipe: ours, Poly-PRAG as first published, or PRAG (one LoRA a document)."),
@@ -126,6 +130,10 @@ def encode(
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be encoded, and how; write nothing."),
+    ] = False,
 ) -> None:
     """Encode a corpus into a new store: augment, train experts and routes, index.
 
@@ -136,10 +144,9 @@ def encode(
     """
     from polyprag.progress import Bars
 
-    documents = documents_of(corpus, format, keep)
-    ready = written(
-        corpus if (format, augmentation) == ("prag", None) else augmentation, documents, augment_url
-    )
+    documents = documents_of(corpus, options, tokenizer_of(model))
+    prag = options.format == "prag" and augmentation is None
+    ready = written(Path(corpus) if prag else augmentation, documents, augment_url)
     augmenter = endpoint(augment_url, augment_model, augment_key, augment_concurrency)
     if yes_no and augmenter is None:
         raise InvalidInput("--yes-no needs an endpoint (--augment-url): a small model is given its answers")
@@ -158,6 +165,12 @@ def encode(
         epochs=epochs,
         seed=seed,
     )
+    if dry_run:
+        preview(corpus, documents)
+        say("\nThe recipe, any of which --set NAME=VALUE changes:", "bold")
+        for name, value in _flat(recipe.to_json()):
+            say(f"  {name}={json.dumps(value)}", "dim")
+        return
     from polyprag.augment import summary
     from polyprag.encode import encode as run
     from polyprag.models import load_base_model
@@ -188,12 +201,12 @@ def encode(
     say(f'\nNext: polyprag ask {store} "..."')
 
 
+@grouped
 def add(
     corpus: CorpusPath,
     store: StorePath,
+    options: CorpusOptions,
     model: AskModel = None,
-    format: Format = "auto",
-    keep: KeepPassages = "gold",
     on_duplicate: Annotated[
         OnDuplicate, typer.Option(help="What to do with ids that the store has.")
     ] = "error",
@@ -227,9 +240,7 @@ def add(
     from polyprag.progress import Bars
     from polyprag.world import launched
 
-    documents = documents_of(corpus, format, keep)
-    own = format == "prag" and not amortised  # the pairs that the corpus brings
-    ready = written(corpus if own and augmentation is None else augmentation, documents, augment_url)
+    own = options.format == "prag" and not amortised  # the pairs that the corpus brings
     again = f"polyprag add {corpus} {store}"
     if amortised:
         # Some were committed.
@@ -240,6 +251,10 @@ def add(
             known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
             augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
             base = base_model_of(opened, model, device=device, dtype=dtype)
+        documents = documents_of(corpus, options, lambda: base.tokenizer)
+        ready = written(
+            Path(corpus) if own and augmentation is None else augmentation, documents, augment_url
+        )
         with Bars(err, world.first) as bars, Resumable(again):
             added = run(
                 base,
@@ -385,6 +400,16 @@ def _questions(path: Path, unified: Keep | None, prag: bool) -> list[Question]:
     if unified is not None:
         return list(read_unified_set(path, unified).questions)
     return list(read_questions(path))
+
+
+def _flat(part: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name with dots, value) of all settings but the prompts, which are long."""
+    for name, value in part.items():
+        if isinstance(value, dict):
+            if name != "prompts":
+                yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _recipe(
