@@ -396,6 +396,9 @@ class Reader:
         weights = []
         for g in range(self.groups):
             group = z[g * k : (g + 1) * k]
+            if self.spec["phi"] == "linear":
+                weights += [(1.0 + x) / k for x in group]
+                continue
             largest = sorted(range(k), key=lambda i: (-group[i], i))[: self.spec["top_k"] or k]
             if self.spec["phi"] == "sigmoid":
                 group = [min(x, 0.0) - math.log1p(math.exp(-abs(x))) for x in group]

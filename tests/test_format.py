@@ -108,13 +108,16 @@ def lives(draw: st.DrawFn) -> tuple[str, str, list[list[tuple[Any, str | None, s
 @given(
     life=lives(),
     seed=st.integers(0, 1000),
-    phi=st.sampled_from(["sigmoid", "softmax"]),
+    phi=st.sampled_from(["sigmoid", "softmax", "linear"]),
     top=st.none() | st.integers(1, K),
 )
 def test_the_reader_says_what_the_core_says(
     life: Any, seed: int, phi: Any, top: int | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     codec, shape, commits = life
+    if phi == "linear":
+        top = None
+        codec = "f16" if codec.startswith("sparse") else codec
     path = tmp_path_factory.mktemp("format") / "s"
     spec = StoreSpec(
         modules=MODULES, experts=K, rank=2, alpha=4.0, codec=codec, phi=phi, top_k=top,

@@ -125,6 +125,20 @@ def test_codes_of_the_rank_keep_the_weights(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found.to_json()))["fidelity"]["mean_kl"] == fidelity.mean_kl
 
 
+def test_weights_of_any_sign_become_codes_and_have_no_divergence(tmp_path: Path) -> None:
+    z = low_rank(300, 3)
+    make(tmp_path / "old", z, phi="linear")
+    found = recode(tmp_path / "old", tmp_path / "new", codec="code(3)")
+    with Store.open(tmp_path / "new") as new:
+        w = new.routes([f"d{i}" for i in range(300)])
+    assert w.min() < 0
+    np.testing.assert_allclose(w, (1 + z) / K, atol=found.fidelity.max_dw + 1e-6)
+    assert 0 < found.fidelity.max_dw < 0.05
+    assert (found.fidelity.mean_kl, found.fidelity.group_kl) == (None, None)
+    with pytest.raises(errors.InvalidInput, match=r"sparse\(2\).*any sign"):
+        recode(tmp_path / "old", tmp_path / "third", codec="sparse(2)")
+
+
 def test_a_shorter_code_loses_what_the_svd_says(tmp_path: Path) -> None:
     z = low_rank(400, 5)
     make(tmp_path / "old", z)

@@ -21,6 +21,8 @@ FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "phi.json").read_text
 
 def reference(z: list[float], kind: str, top_k: int | None) -> list[float]:
     """phi in float64 with the standard library, by another road than a softmax of logs where it can be."""
+    if kind == "linear":
+        return [(1.0 + x) / len(z) for x in z]
     order = sorted(range(len(z)), key=lambda i: (-z[i], i))
     kept = set(order[: top_k or len(z)])
     if kind == "softmax":
@@ -60,6 +62,12 @@ def test_phi_against_float64(z: list[float], kind: Any, top_k: int | None) -> No
     assert (w >= 0).all()
 
 
+@given(z=st.lists(logits, min_size=1, max_size=9))
+def test_linear_phi_against_float64(z: list[float]) -> None:
+    w = Phi("linear")(torch.tensor(z))
+    assert w.tolist() == pytest.approx(reference(z, "linear", None), rel=1e-6, abs=1e-6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     z=st.lists(logits, min_size=2, max_size=6),
@@ -73,8 +81,10 @@ def test_gradients_of_phi_are_finite(z: list[float], kind: Any, top_k: int | Non
     assert torch.isfinite(x.grad).all()
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
-@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize(
+    ("kind", "top_k"),
+    [("sigmoid", None), ("sigmoid", 2), ("softmax", None), ("softmax", 2), ("linear", None)],
+)
 def test_the_gradient_of_phi_is_right(kind: Any, top_k: int | None) -> None:
     z = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(Phi(kind, top_k), (z,))
@@ -121,7 +131,7 @@ def test_phi_keeps_shape_and_dtype() -> None:
         assert w.shape == (2, 3, 4)
 
 
-@pytest.mark.parametrize(("kind", "top_k"), [("relu", None), ("sigmoid", 0), ("softmax", -1)])
+@pytest.mark.parametrize(("kind", "top_k"), [("relu", None), ("sigmoid", 0), ("softmax", -1), ("linear", 2)])
 def test_phi_that_does_not_exist_is_refused(kind: Any, top_k: int | None) -> None:
     with pytest.raises(InvalidInput):
         Phi(kind, top_k)

@@ -117,7 +117,7 @@ class StoreSpec:
         rank: int,
         alpha: float,
         codec: str,
-        phi: Literal["sigmoid", "softmax"] = "sigmoid",
+        phi: Literal["sigmoid", "softmax", "linear"] = "sigmoid",
         top_k: int | None = None,
         mixing: Literal["exact", "factors"] = "exact",
         combination: Combination = ...,

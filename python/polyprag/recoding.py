@@ -38,7 +38,8 @@ class Fidelity:
 
     documents: how many were compared, of ``of``; sampled: whether these are not all.
     max_dw, mean_dw: |w' - w|, over all experts, groups and compared documents.
-    mean_kl: KL(w || w') in nats, mean over groups and documents; group_kl: its mean for each group.
+    mean_kl: KL(w || w') in nats, mean over groups and documents; group_kl: its mean for each group. None with
+    phi ``linear``, whose weights are no distribution.
     """
 
     documents: int
@@ -46,8 +47,8 @@ class Fidelity:
     sampled: bool
     max_dw: float
     mean_dw: float
-    mean_kl: float
-    group_kl: tuple[float, ...]
+    mean_kl: float | None
+    group_kl: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def compare(
     progress: Callable[[int, int], object] | None = None,
 ) -> Fidelity:
     """The fidelity of ``new`` to ``old`` over documents that both have."""
-    groups = old.spec.groups
+    groups, are_distributions = old.spec.groups, old.spec.phi != "linear"
     greatest, sum_dw, numbers = 0.0, 0.0, 0
     kl = np.zeros(groups)
     for at, batch in enumerate(_batches(ids), 1):
@@ -185,8 +186,9 @@ def compare(
         greatest = max(greatest, float(dw.max(initial=0.0)))
         sum_dw += float(dw.sum())
         numbers += dw.size
-        ratio = np.where(w > 0, w, 1.0) / np.maximum(moved, LEAST_WEIGHT)
-        kl += (w * np.log(np.where(w > 0, ratio, 1.0))).sum((0, 2))
+        if are_distributions:
+            ratio = np.where(w > 0, w, 1.0) / np.maximum(moved, LEAST_WEIGHT)
+            kl += (w * np.log(np.where(w > 0, ratio, 1.0))).sum((0, 2))
         if progress is not None:
             progress(min(at * _BATCH, len(ids)), len(ids))
     count = max(len(ids), 1)
@@ -196,8 +198,8 @@ def compare(
         sampled=len(ids) < of,
         max_dw=greatest,
         mean_dw=sum_dw / max(numbers, 1),
-        mean_kl=float(kl.mean()) / count,
-        group_kl=tuple((kl / count).tolist()),
+        mean_kl=float(kl.mean()) / count if are_distributions else None,
+        group_kl=tuple((kl / count).tolist()) if are_distributions else None,
     )
 
 

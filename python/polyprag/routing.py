@@ -7,7 +7,7 @@ The differentiable twin of what the Rust core computes for reading
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,32 +16,41 @@ from torch import Tensor, nn
 
 from polyprag.errors import InvalidInput
 
-PhiKind = Literal["sigmoid", "softmax"]
+PhiKind = Literal["sigmoid", "softmax", "linear"]
 CombinationRule = Literal["mean", "score", "first", "sum"]
 
 
 @dataclass(frozen=True)
 class Phi:
-    """The map from routing logits z to a route w: each group's K weights are >= 0 and sum to 1.
+    """The map from routing logits z to a route w.
 
-    ``sigmoid`` is normalised, as Poly does at evaluation (Ponti et al., "Combining Parameter-efficient
-    Modules for Task-level Generalisation"); ``top_k`` keeps the k largest logits of a group.
+    With ``sigmoid`` and ``softmax`` each group's K weights are >= 0 and sum to 1: ``sigmoid`` is normalised,
+    as Poly does at evaluation (Ponti et al., "Combining Parameter-efficient Modules for Task-level
+    Generalisation"); ``top_k`` keeps the k largest logits of a group.
+    With ``linear``, w = (1 + z) / K has any sign and size, so that a route reaches all that experts span and
+    not only what lies between them.
     """
 
     kind: PhiKind = "sigmoid"
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("sigmoid", "softmax"):
-            raise InvalidInput(f"phi is 'sigmoid' or 'softmax', not {self.kind!r}")
+        if self.kind not in get_args(PhiKind):
+            raise InvalidInput(f"phi is one of {', '.join(get_args(PhiKind))}, not {self.kind!r}")
         if self.top_k is not None and self.top_k < 1:
             raise InvalidInput(f"top_k is at least 1, not {self.top_k}")
+        if self.top_k is not None and self.kind == "linear":
+            raise InvalidInput(
+                "top_k: the weights of phi 'linear' have any sign, and the largest cannot stand for all"
+            )
 
     def __call__(self, z: Tensor) -> Tensor:
         """z [..., K] -> w [..., K], in the dtype of z.
 
         In log space, so that a group whose logits are all very negative still has a route.
         """
+        if self.kind == "linear":
+            return (1.0 + z) / z.shape[-1]
         if self.top_k is not None and self.top_k < z.shape[-1]:
             # Stable sort: among equal logits the lower index stays, as in the Rust core.
             kept = z.argsort(dim=-1, descending=True, stable=True)[..., : self.top_k]

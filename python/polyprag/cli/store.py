@@ -235,9 +235,10 @@ def recode(
         f"({done.codec_before}: {done.route_bytes_per_document_before:,.1f}); "
         f"{done.total_bytes:,} bytes in all ({done.total_bytes_before:,})"
     )
+    divergence = "" if found.mean_kl is None else f"; KL divergence of a group, mean {found.mean_kl:.2g}"
     say(
-        f"Weights over {which} with a route: |dw| at most {found.max_dw:.2g}, mean {found.mean_dw:.2g}; "
-        f"KL divergence of a group, mean {found.mean_kl:.2g}"
+        f"Weights over {which} with a route: |dw| at most {found.max_dw:.2g}, "
+        f"mean {found.mean_dw:.2g}{divergence}"
     )
     if done.note:
         say(f"Note: {done.note}", "yellow", err)

@@ -165,8 +165,17 @@ impl StoreSpec {
             check((1..=self.experts).contains(&k), &|| {
                 format!("top_k: expected 1 to {} (experts), got {k}", self.experts)
             })?;
+            check(self.phi.takes_top_k(), &|| {
+                "top_k: the weights of phi linear have any sign, and the largest cannot stand for all".to_owned()
+            })?;
         }
         if let CodecName::Sparse(k) = self.codec {
+            check(self.phi != Phi::Linear, &|| {
+                format!(
+                    "codec {}: it keeps positive weights that sum to 1, and those of phi linear have any sign",
+                    self.codec
+                )
+            })?;
             check(k <= self.experts, &|| {
                 let (codec, experts) = (self.codec, self.experts);
                 format!(

@@ -28,6 +28,7 @@ fn flat32(value: &Value) -> Vec<f32> {
 fn phi(case: &Value) -> (Phi, Option<u32>) {
     let phi = match case["phi"].as_str().unwrap() {
         "sigmoid" => Phi::Sigmoid,
+        "linear" => Phi::Linear,
         _ => Phi::Softmax,
     };
     (phi, case["top_k"].as_u64().map(|k| k as u32))

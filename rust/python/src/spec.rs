@@ -38,7 +38,11 @@ const RULES: [(&str, Rule); 4] = [
     ("first", Rule::First),
     ("sum", Rule::Sum),
 ];
-const PHIS: [(&str, Phi); 2] = [("sigmoid", Phi::Sigmoid), ("softmax", Phi::Softmax)];
+const PHIS: [(&str, Phi); 3] = [
+    ("sigmoid", Phi::Sigmoid),
+    ("softmax", Phi::Softmax),
+    ("linear", Phi::Linear),
+];
 const MIXINGS: [(&str, Mixing); 2] = [("exact", Mixing::Exact), ("factors", Mixing::Factors)];
 const ID_TYPES: [(&str, IdType); 2] = [("string", IdType::String), ("u64", IdType::U64)];
 

@@ -1,4 +1,5 @@
-//! phi: the logits of documents to their weights, each group's K summing to 1.
+//! phi: the logits of documents to their weights. Those of `sigmoid` and `softmax` are positive, each group's K
+//! summing to 1; those of `linear` have any sign and size.
 //!
 //! In f32, within 1e-6 of phi in f64; exp is made of plain sums and products, so that every processor gives the same
 //! bits, for a document alone or among others.
@@ -13,20 +14,31 @@ pub enum Phi {
     Sigmoid,
     /// exp(z_k) / sum of exp(z_j)
     Softmax,
+    /// (1 + z_k) / K
+    Linear,
+}
+
+impl Phi {
+    /// Whether the largest logits of a group can stand for all of it: not where small ones are negative weights.
+    pub(crate) fn takes_top_k(self) -> bool {
+        self != Self::Linear
+    }
 }
 
 /// w = phi(z) for every group of `experts` logits, in place.
 ///
-/// With `top_k`, the k largest logits of a group stay (among equals the first) and share the whole weight.
+/// With `top_k`, the k largest logits of a group stay (among equals the first) and share the whole weight; `linear`
+/// has none.
 pub fn route_weights(phi: Phi, top_k: Option<u32>, experts: usize, logits: &mut [f32]) {
     let experts = experts.max(1);
     let keep = top_k.map_or(experts, |k| k as usize).min(experts);
-    if keep < experts {
+    if keep < experts && phi.takes_top_k() {
         drop_others(keep, experts, logits);
     }
     match phi {
         Phi::Sigmoid => sigmoid(experts, logits),
         Phi::Softmax => softmax(experts, logits),
+        Phi::Linear => linear(experts, logits),
     }
 }
 
@@ -81,6 +93,14 @@ fn softmax(experts: usize, logits: &mut [f32]) {
         |largest| largest,
         |z, largest| exp(z - largest),
     );
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx512vbmi2", "x86_64+avx2"))]
+fn linear(experts: usize, logits: &mut [f32]) {
+    let experts = experts as f32;
+    for z in logits {
+        *z = (1.0 + *z) / experts;
+    }
 }
 
 /// Numbers on which each step is taken before the next.
@@ -194,6 +214,10 @@ mod tests {
 
     /// In f64, by sorting.
     fn reference(phi: Phi, keep: usize, group: &[f32]) -> Vec<f64> {
+        if phi == Phi::Linear {
+            let weight = |z: &f32| (1.0 + f64::from(*z)) / group.len() as f64;
+            return group.iter().map(weight).collect();
+        }
         let mut order: Vec<usize> = (0..group.len()).collect();
         order.sort_by(|a, b| group[*b].total_cmp(&group[*a]));
         let mut logs = vec![f64::NEG_INFINITY; group.len()];
@@ -201,7 +225,7 @@ mod tests {
             let z = f64::from(group[*i]);
             logs[*i] = match phi {
                 Phi::Sigmoid => z.min(0.0) - (-z.abs()).exp().ln_1p(),
-                Phi::Softmax => z,
+                Phi::Softmax | Phi::Linear => z,
             };
         }
         let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -235,10 +259,10 @@ mod tests {
         #[test]
         fn weights_are_those_of_f64_and_of_the_same_bits_in_any_company(
             (experts, z) in groups(),
-            softmax in any::<bool>(),
+            phi in prop::sample::select(vec![Phi::Sigmoid, Phi::Softmax, Phi::Linear]),
             top_k in prop::option::of(1u32..40),
         ) {
-            let phi = if softmax { Phi::Softmax } else { Phi::Sigmoid };
+            let top_k = top_k.filter(|_| phi.takes_top_k());
             let keep = top_k.map_or(experts, |k| k as usize).min(experts);
             let mut all = z.clone();
             route_weights(phi, top_k, experts, &mut all);
@@ -247,7 +271,8 @@ mod tests {
                 route_weights(phi, top_k, experts, &mut alone);
                 prop_assert_eq!(w, &alone);
                 for ((w, expected), z) in w.iter().zip(reference(phi, keep, z)).zip(z) {
-                    prop_assert!((f64::from(*w) - expected).abs() <= 1e-6, "{} is {}, not {}", z, w, expected);
+                    let bound = 1e-6 * expected.abs().max(1.0);
+                    prop_assert!((f64::from(*w) - expected).abs() <= bound, "{} is {}, not {}", z, w, expected);
                 }
                 prop_assert!(w.iter().filter(|w| **w != 0.0).count() <= keep);
             }
@@ -256,17 +281,19 @@ mod tests {
             if keep < experts {
                 drop_others(keep, experts, &mut plain);
             }
-            if softmax {
-                weigh(experts, &mut plain, |l| l, |z, l| super::exp(z - l));
-            } else {
-                weigh(experts, &mut plain, |l| l.min(0.0), |z, l| exp(least(z, 0.0) - l) / (1.0 + exp(-z.abs())));
+            match phi {
+                Phi::Softmax => weigh(experts, &mut plain, |l| l, |z, l| super::exp(z - l)),
+                Phi::Sigmoid => {
+                    weigh(experts, &mut plain, |l| l.min(0.0), |z, l| exp(least(z, 0.0) - l) / (1.0 + exp(-z.abs())));
+                }
+                Phi::Linear => plain.iter_mut().for_each(|z| *z = (1.0 + *z) / experts as f32),
             }
             prop_assert_eq!(plain, all);
         }
 
         #[test]
         fn no_number_is_too_strange(bits in prop::collection::vec(any::<u32>(), 1..60), experts in 1usize..9, top_k in 0u32..9) {
-            for phi in [Phi::Sigmoid, Phi::Softmax] {
+            for phi in [Phi::Sigmoid, Phi::Softmax, Phi::Linear] {
                 let mut numbers: Vec<f32> = bits.iter().map(|b| f32::from_bits(*b)).collect();
                 route_weights(phi, Some(top_k), experts, &mut numbers);
             }
