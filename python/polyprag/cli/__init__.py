@@ -5,15 +5,19 @@ Commands that need a base model are in ``model``, those that look after a store 
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from polyprag._polyprag import __version__
-from polyprag.cli import augment, corpus, model, store
+from polyprag.cli import augment, corpus, doctor, model, store
 from polyprag.cli.common import err, out, say
+from polyprag.cli.exits import ExitCode, exit_code
 from polyprag.errors import PolypragError
 
 app = typer.Typer(
@@ -44,9 +48,13 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "pack": store.pack,
     "unpack": store.unpack,
     "demo": model.demo,
+    "doctor": doctor.doctor,
 }
+_PANELS = {"encode": "Encode and ask", "inspect": "Look after a store", "demo": "Look around"}
+_panel = ""
 for _name, _command in _COMMANDS.items():
-    app.command(name=_name)(_command)
+    _panel = _PANELS.get(_name, _panel)  # a panel goes on to the next that begins one
+    app.command(name=_name, rich_help_panel=_panel)(_command)
 
 
 def _version(value: bool) -> None:
@@ -55,7 +63,10 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 unusable input, 4 no store or a damaged one, 5 a "
+    "locked store, 6 package or model missing (see `polyprag doctor`), 7 endpoint, 130 stopped."
+)
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -65,28 +76,39 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: known failures become one line and exit code 1, Ctrl-C exit code 130."""
+    """Entry point: known failures become one line and an exit code of :class:`ExitCode`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a sign shows another
     try:
         code = app(standalone_mode=False)
     except typer.Exit as leave:
         raise SystemExit(leave.exit_code) from None
     except (typer.Abort, KeyboardInterrupt):
-        raise SystemExit(130) from None
+        raise SystemExit(ExitCode.STOPPED) from None
     except subprocess.CalledProcessError as error:
-        # The child has said what was wrong.
-        raise SystemExit(error.returncode if error.returncode > 0 else 1) from None
+        raise SystemExit(exit_code(error)) from None  # the child has said what was wrong
+    except BrokenPipeError:
+        # Whoever read has had enough, as `head` has; nothing more can be said to it.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else the interpreter fails to flush it at the end
+        raise SystemExit(ExitCode.FAILED) from None
     except PolypragError as error:
-        _fail(str(error))
+        _fail(error, str(error))
     except OSError as error:
-        _fail(_os_message(error))
+        _fail(error, _os_message(error))
     except ImportError as error:
-        _fail(f"{error}; install what this command needs: pip install 'polyprag[all]'")
+        how = (
+            ""
+            if "pip install" in str(error)
+            else "; pip install 'polyprag[all]' brings what this command needs"
+        )
+        _fail(error, f"{error}{how}")
     except Exception as error:
         # What typer itself raises for a wrong option knows how to show itself.
         if not hasattr(error, "format_message"):
             raise
         error.show()  # type: ignore[attr-defined]
-        raise SystemExit(2) from None
+        raise SystemExit(ExitCode.USAGE) from None
     if code:
         # Some versions of typer return the code of an exit, or 130 for Ctrl-C, and raise nothing.
         raise SystemExit(code)
@@ -97,6 +119,6 @@ def _os_message(error: OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def _fail(message: str) -> None:
+def _fail(error: Exception, message: str) -> None:
     say(f"Error: {' '.join(message.split())}", "red", err)
-    raise SystemExit(1)
+    raise SystemExit(exit_code(error))

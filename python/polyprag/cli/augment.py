@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polyprag.cli.common import err, out, say
+from polyprag.cli.common import AsJson, err, out, print_json, say
 from polyprag.cli.corpus import (
     CorpusOptions,
     CorpusPath,
@@ -23,6 +23,8 @@ from polyprag.cli.options import grouped
 from polyprag.errors import CorpusError, InvalidInput
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from polyprag._polyprag import Document
     from polyprag.augment import Augmenter, AugmentSettings
     from polyprag.augment.endpoint import EndpointAugmenter
@@ -102,6 +104,7 @@ def augment(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Write the question-answer pairs of a corpus to a file and stop, to be looked at before the training.
 
@@ -132,7 +135,7 @@ def augment(
             f"{out_file}: {others.total()} lines are of {', '.join(sorted(others))} with other prompts, "
             "settings or another model than these; give another --out, or delete the file"
         )
-    say(f"{len(documents)} documents, {augmenter.name}")
+    say(f"{len(documents)} documents, {augmenter.name}", console=err if as_json else out)
     done = 0
     with Bars(err) as bars, Resumable(f"polyprag augment {corpus} --out {out_file} ..."):
 
@@ -142,6 +145,10 @@ def augment(
             bars.augmenting(done, len(documents))
 
         found = run(augmenter, documents, settings, path=out_file, progress=progress)
+    if as_json:
+        pairs, rewrites = sum(len(a.pairs) for a in found), sum(bool(a.rewrite) for a in found)
+        print_json({"path": str(out_file), "documents": len(found), "pairs": pairs, "rewrites": rewrites})
+        return
     say(str(summary(found)))
     for document, augmentation in list(zip(documents, found, strict=True))[:3]:
         say(f"\n{document.title or document.id}", "bold")
@@ -178,7 +185,9 @@ def augment_settings(
     )
 
 
-def written(path: Path | None, documents: Sequence[Document], url: str | None) -> Written | None:
+def written(
+    path: Path | None, documents: Sequence[Document], url: str | None, console: Console = out
+) -> Written | None:
     """The augmentations of a file, and what is in them told; None where they are still to be written."""
     if path is None:
         return None
@@ -193,5 +202,5 @@ def written(path: Path | None, documents: Sequence[Document], url: str | None) -
         found, by = prag.augmentations_of(path, documents), prag.model
     else:
         found, by = read_augmentations(path, documents)
-    say(f"{path}: {summary(found)}", console=out)
+    say(f"{path}: {summary(found)}", console=console)
     return Written(found, by)

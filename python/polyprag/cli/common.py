@@ -37,7 +37,9 @@ def say(text: str, style: str | None = None, console: Console = out) -> None:
 
 def print_json(value: Any) -> None:
     """One line of JSON on standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    # Where the terminal is not Unicode's, escapes are as good.
+    ascii_alone = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(value, ensure_ascii=ascii_alone) + "\n")
 
 
 def working(what: str, work: Callable[[WorkBar], _T], *, shown: bool = True) -> _T:

@@ -274,12 +274,16 @@ def documents_of(corpus: str, options: CorpusOptions, tokenizer: Callable[[], An
     return documents
 
 
-def preview(corpus: str, documents: list[Document]) -> None:
-    """What :func:`corpus` shows, of documents that are read already."""
+def preview(corpus: str, documents: list[Document], as_json: bool, more: dict[str, Any]) -> None:
+    """What :func:`corpus` shows, of documents that are read already; ``more`` is added to the JSON."""
     from polyprag.corpus.chunks import count_words
     from polyprag.corpus.summary import Summary
 
-    show_summary(corpus, Summary.of(documents), Reading(documents, "words", count_words))
+    summary = Summary.of(documents)
+    if as_json:
+        print_json({**summary.to_json(), **more})
+    else:
+        show_summary(corpus, summary, Reading(documents, "words", count_words))
 
 
 def show_summary(corpus: str, summary: Summary, reading: Reading) -> None:

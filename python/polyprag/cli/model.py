@@ -5,8 +5,6 @@ torch and transformers are imported where they are used, so that ``--help`` answ
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +26,7 @@ from polyprag.cli.augment import (
     written,
 )
 from polyprag.cli.common import AsJson, OnDuplicate, StorePath, err, out, print_json, say
+from polyprag.cli.config import Config, as_toml, settings_of
 from polyprag.cli.corpus import (
     CorpusOptions,
     CorpusPath,
@@ -41,7 +40,7 @@ from polyprag.cli.corpus import (
     tokenizer_of,
 )
 from polyprag.cli.options import grouped
-from polyprag.cli.store import inspect
+from polyprag.cli.store import described, inspect
 from polyprag.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -69,9 +68,11 @@ Work = Annotated[
 
 @grouped
 def encode(
+    context: typer.Context,
     corpus: CorpusPath,
     store: StorePath,
     options: CorpusOptions,
+    config: Config = None,  # noqa: ARG001 - its callback has read it
     model: Model = None,
     system: Annotated[
         System,
@@ -134,6 +135,7 @@ def encode(
         bool,
         typer.Option("--dry-run", help="Show what would be encoded, and how; write nothing."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Encode a corpus into a new store: augment, train experts and routes, index.
 
@@ -141,12 +143,17 @@ def encode(
     at an endpoint, or are there already; a data_aug file of PRAG (`--format prag`) brings its own.
 
     Example: `polyprag encode corpus.jsonl wiki.polyprag`
+
+    Example: `polyprag encode handbook/ handbook.polyprag --chunk 100 --chunk-unit words --dry-run`
+
+    Example: `polyprag encode --config encode.toml --seed 1`
     """
     from polyprag.progress import Bars
 
+    told = err if as_json else out
     documents = documents_of(corpus, options, tokenizer_of(model))
     prag = options.format == "prag" and augmentation is None
-    ready = written(Path(corpus) if prag else augmentation, documents, augment_url)
+    ready = written(Path(corpus) if prag else augmentation, documents, augment_url, told)
     augmenter = endpoint(augment_url, augment_model, augment_key, augment_concurrency)
     if yes_no and augmenter is None:
         raise InvalidInput("--yes-no needs an endpoint (--augment-url): a small model is given its answers")
@@ -155,6 +162,7 @@ def encode(
     recipe = _recipe(
         system,
         settings or [],
+        context,
         augment_settings(pairs=pairs, rewrite=rewrite, yes_no=yes_no, prompts=prompts, seed=seed),
         routing=routing,
         code_dim=code_dim,
@@ -166,10 +174,12 @@ def encode(
         seed=seed,
     )
     if dry_run:
-        preview(corpus, documents)
-        say("\nThe recipe, any of which --set NAME=VALUE changes:", "bold")
-        for name, value in _flat(recipe.to_json()):
-            say(f"  {name}={json.dumps(value)}", "dim")
+        plan = recipe.to_json()
+        plan["augment"].pop("prompts")  # long, and in a file of their own
+        preview(corpus, documents, as_json, {"recipe": plan})
+        if not as_json:
+            say("\nThe recipe, as the file of --config has it:", "bold")
+            say(as_toml(plan), "dim")
         return
     from polyprag.augment import summary
     from polyprag.encode import encode as run
@@ -179,7 +189,7 @@ def encode(
     with launched() as world:
         base = load_base_model(model, device=device, dtype=dtype)
         if world.first:
-            say(f"{len(documents)} documents, {base.name}, {base.device}")
+            say(f"{len(documents)} documents, {base.name}, {base.device}", console=told)
         with Bars(err, world.first) as bars, Resumable(f"polyprag encode {corpus} {store} ..."):
             found = run(
                 base,
@@ -194,6 +204,10 @@ def encode(
                 reporter=bars,
             )
     if not world.first:
+        return
+    if as_json:
+        with Store.open(store) as opened:
+            print_json({"store": str(store), "pairs": sum(len(a.pairs) for a in found), **described(opened)})
         return
     if ready is None:
         say(str(summary(found)))
@@ -226,6 +240,7 @@ def add(
     work: Work = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Add documents to a store: only their routes are trained, nothing else in it changes.
 
@@ -252,9 +267,8 @@ def add(
             augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
             base = base_model_of(opened, model, device=device, dtype=dtype)
         documents = documents_of(corpus, options, lambda: base.tokenizer)
-        ready = written(
-            Path(corpus) if own and augmentation is None else augmentation, documents, augment_url
-        )
+        given = Path(corpus) if own and augmentation is None else augmentation
+        ready = written(given, documents, augment_url, err if as_json else out)
         with Bars(err, world.first) as bars, Resumable(again):
             added = run(
                 base,
@@ -267,7 +281,12 @@ def add(
                 amortised=amortised,
                 reporter=bars,
             )
-    if world.first:
+    if not world.first:
+        return
+    if as_json:
+        with Store.open(store) as opened:
+            print_json({"added": added, "documents": len(opened), "generation": opened.generation})
+    else:
         say(f"{added} documents added to {store}")
 
 
@@ -348,6 +367,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the wrong documents and of the intervals.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Ask every system and every control the same questions: F1 with intervals, exact match, footprint.
 
@@ -367,7 +387,10 @@ def evaluate(
     pairs = training_pairs(store) if augmentation is None else read_pairs(augmentation)
     with Engine.open(store, model, device=device, dtype=dtype) as engine, system_bar(err) as progress:
         result = run(engine, asked, training_pairs=pairs, passages=passages, seed=seed, progress=progress)
-    result.print(out)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        result.print(out)
     if report is not None:
         result.save(report)
 
@@ -402,25 +425,16 @@ def _questions(path: Path, unified: Keep | None, prag: bool) -> list[Question]:
     return list(read_questions(path))
 
 
-def _flat(part: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name with dots, value) of all settings but the prompts, which are long."""
-    for name, value in part.items():
-        if isinstance(value, dict):
-            if name != "prompts":
-                yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _recipe(
     system: System,
     settings: list[str],
+    context: typer.Context,
     augment: AugmentSettings,
     *,
     seed: int,
     **train: Any,
 ) -> Recipe:
-    """The recipe of ``system`` with the options that were given, and then ``settings``."""
+    """The recipe of ``system`` with the options given, then the tables of ``--config``, then ``settings``."""
     from dataclasses import replace
 
     from polyprag.recipes import recipe_of, with_settings
@@ -429,4 +443,9 @@ def _recipe(
     samples = replace(recipe.samples, with_passage=2) if augment.rewrite else recipe.samples
     given = {name: value for name, value in train.items() if value is not None}
     recipe = replace(recipe, augment=augment, samples=samples, train=replace(recipe.train, **given))
+    file, tables = settings_of(context)
+    try:
+        recipe = with_settings(recipe, tables)
+    except InvalidInput as error:
+        raise InvalidInput(f"{file}: {error}") from error
     return with_settings(recipe, settings)

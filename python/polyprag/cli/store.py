@@ -34,12 +34,30 @@ def inspect(store: StorePath, as_json: AsJson = False) -> None:
     Example: `polyprag inspect wiki.polyprag`
     """
     with Store.open(store) as opened:
-        info, spec, digest, expert_dtype = opened.info(), opened.spec, opened.digest(), opened.expert_dtype
-    about = {
-        "digest": digest,
+        info, spec, expert_dtype, about = opened.info(), opened.spec, opened.expert_dtype, described(opened)
+    if as_json:
+        print_json(about)
+        return
+    from polyprag.evaluation.report import Footprint, footprint_table
+
+    unrouted = f" ({info.unrouted:,} without a route)" if info.unrouted else ""
+    say(f"{store}: generation {info.generation}, {info.documents:,} documents{unrouted}")
+    say(
+        f"{about['base_model']}; {spec.experts} experts of rank {spec.rank} as {expert_dtype}, "
+        f"alpha {spec.alpha:g}, {spec.groups} route groups; routes as {spec.codec}"
+    )
+    out.print(footprint_table(Footprint.of(info)))
+
+
+def described(store: Store) -> dict[str, Any]:
+    """What a store holds, for machines."""
+    spec = store.spec
+    return {
+        **store.info().to_dict(),
+        "digest": store.digest(),
         "base_model": spec.base_model.get("name"),
         "experts": spec.experts,
-        "expert_dtype": expert_dtype,
+        "expert_dtype": store.expert_dtype,
         "rank": spec.rank,
         "alpha": spec.alpha,
         "groups": spec.groups,
@@ -54,22 +72,10 @@ def inspect(store: StorePath, as_json: AsJson = False) -> None:
         },
         "analyser": spec.analyser,
     }
-    if as_json:
-        print_json({**info.to_dict(), **about})
-        return
-    from polyprag.evaluation.report import Footprint, footprint_table
-
-    unrouted = f" ({info.unrouted:,} without a route)" if info.unrouted else ""
-    say(f"{store}: generation {info.generation}, {info.documents:,} documents{unrouted}")
-    say(
-        f"{about['base_model']}; {spec.experts} experts of rank {spec.rank} as {expert_dtype}, "
-        f"alpha {spec.alpha:g}, {spec.groups} route groups; routes as {spec.codec}"
-    )
-    out.print(footprint_table(Footprint.of(info)))
 
 
 def verify(store: StorePath, as_json: AsJson = False) -> None:
-    """Check every byte of a store against its manifest; exit code 1 if anything is wrong.
+    """Check every byte of a store against its manifest; exit code 4 if anything is wrong.
 
     Example: `polyprag verify wiki.polyprag`
     """
@@ -89,8 +95,9 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
 def digest(
     store: StorePath,
     expect: Annotated[
-        str | None, typer.Option(metavar="HEX", help="Exit code 1 unless the digest is this one.")
+        str | None, typer.Option(metavar="HEX", help="Exit code 4 unless the digest is this one.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the digest of a store: copies have the same, and with `verify` it vouches for every byte.
 
@@ -99,7 +106,11 @@ def digest(
     if expect is not None and not re.fullmatch(r"[0-9a-f]{64}", expect := expect.strip().lower()):
         raise typer.BadParameter("a digest has 64 hexadecimal digits", param_hint="--expect")
     with Store.open(store, expect_digest=expect) as opened:
-        say(opened.digest())
+        found = opened.digest()
+    if as_json:
+        print_json({"digest": found})
+    else:
+        say(found)
 
 
 def delete(
