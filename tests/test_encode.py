@@ -25,7 +25,7 @@ import polyprag.augment.local
 import polyprag.encode
 from machine import Mount, no_rights
 from polyprag import Combination, Document, Store, cli
-from polyprag.augment import AugmentSettings
+from polyprag.augment import Augmentation, AugmentSettings, Pair
 from polyprag.augment.local import LocalAugmenter
 from polyprag.encode import (
     BY_SCORE,
@@ -43,6 +43,7 @@ from polyprag.errors import BaseModelMismatch, CorpusError, DuplicateId, Invalid
 from polyprag.models import BaseModel, fingerprint, passage_text
 from polyprag.recoding import recode
 from polyprag.router import Router, text_features
+from polyprag.samples import Sample
 from polyprag.trainer import Encoding, Progress, TrainSettings
 
 NAMES = ["amber", "birch", "coral", "denim"]
@@ -521,6 +522,30 @@ def test_an_interrupted_addition_goes_on_to_the_same_routes(tmp_path: Path, tiny
         assert add(tiny_base, NEW, tmp_path / name) == 2
         routes.append(Store.open(tmp_path / name).routes(["n0", "n1"], "code").tobytes())
     assert routes[0] == routes[1]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_added_documents_are_trained_on_samples_of_their_own(
+    path: Path, tiny_base: BaseModel, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = RECIPE if own else replace(RECIPE, add_samples=RECIPE.samples)
+    encode(tiny_base, DOCUMENTS, path, recipe)
+    seen: list[Sample] = []
+    train = polyprag.encode.train
+
+    def spy(base: BaseModel, samples: list[Sample], *arguments: Any, **more: Any) -> Encoding:
+        seen.extend(samples)
+        return train(base, samples, *arguments, **more)
+
+    monkeypatch.setattr(polyprag.encode, "train", spy)
+    pair = Pair("What spans the Tarn?", "a bridge")
+    add(tiny_base, NEW, path, written=Written([Augmentation(d.id, (pair,)) for d in NEW], "somebody"))
+    texts = [tiny_base.tokenizer.decode(list(s.ids[s.loss_from :])) for s in seen]
+    if own:
+        assert texts == [" a bridge<end>"] * 2, "answers alone, and none behind its passage"
+    else:
+        assert len(texts) == 4
+        assert all(text.startswith(("Question:", "Bridge")) for text in texts), "every token counts"
 
 
 def test_adding_from_inside_the_store(

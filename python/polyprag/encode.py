@@ -54,13 +54,16 @@ ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 class Recipe:
     """All settings of an encoding; kept in the store, so that added documents are treated alike.
 
+    ``add_samples``, ``add_epochs``: what the routes of added documents are trained on, and how often. Experts
+    that stay cannot learn the words of new questions, so a route's few numbers go to the answers alone.
     ``augmenter``: the model that wrote the pairs; None is the base model. :func:`encode` fills it in.
     """
 
     augment: AugmentSettings = AugmentSettings()
     samples: SampleSettings = SampleSettings()
     train: TrainSettings = TrainSettings()
-    add_epochs: int = 4
+    add_samples: SampleSettings = SampleSettings(with_passage=0, loss_on="answer")
+    add_epochs: int = 12
     augmenter: str | None = None
 
     def seeded(self, seed: int) -> Recipe:
@@ -77,6 +80,7 @@ class Recipe:
             augment=_augment_settings(value.get("augment")),
             samples=_known(SampleSettings, value.get("samples")),
             train=_known(TrainSettings, value.get("train")),
+            add_samples=_known(SampleSettings, value.get("add_samples", asdict(cls.add_samples))),
             add_epochs=int(value.get("add_epochs", cls.add_epochs)),
             augmenter=value.get("augmenter"),
         )
@@ -284,7 +288,7 @@ def add(
             augmentations = _augment(
                 augmenter or LocalAugmenter(base), written, documents, recipe, work / ADDED, reporter
             )
-        samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
+        samples = build_samples(documents, augmentations, base.tokenizer, recipe.add_samples)
         frozen = _frozen(store, recipe.train)
         settings = replace(frozen.settings, epochs=recipe.add_epochs)
         checkpoint = work / "added.pt"
