@@ -3,6 +3,7 @@
 A store holds experts that a corpus shares, a route for each document, and a BM25 index.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from polyprag import errors
@@ -23,6 +24,8 @@ from polyprag.recoding import recode
 
 if TYPE_CHECKING:
     from polyprag.engine import Answer, Engine
+    from polyprag.exporting import export_merged, export_peft
+    from polyprag.importing import import_peft
 
 __all__ = [
     "Answer",
@@ -39,14 +42,23 @@ __all__ = [
     "Writer",
     "__version__",
     "errors",
+    "export_merged",
+    "export_peft",
+    "import_peft",
     "recode",
 ]
 
+# These need torch and transformers; a store does not, and must not wait for them.
+_LATER = {
+    "Answer": "polyprag.engine",
+    "Engine": "polyprag.engine",
+    "export_merged": "polyprag.exporting",
+    "export_peft": "polyprag.exporting",
+    "import_peft": "polyprag.importing",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # The engine needs torch and transformers; a store does not, and must not wait for them.
-    if name in ("Answer", "Engine"):
-        from polyprag import engine
-
-        return getattr(engine, name)
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

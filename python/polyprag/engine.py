@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -291,10 +291,17 @@ def base_model_of(
         return model
     if model is not None:
         return load_base_model(model, device=device, dtype=dtype)
-    named: Any = store.spec.base_model.get("name")
+    return named_base_model(store.spec.base_model.get("name"), store.path, device=device, dtype=dtype)
+
+
+def named_base_model(named: object, by: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    """The base model that a file from outside names, if it is installed or cached here.
+
+    Raises BaseModelMissing if it is not; ``by`` says there what names it.
+    """
     if named == SMALL_MODEL:
         return load_base_model(None, device=device, dtype=dtype)
-    # A manifest is input from outside: it may name a cached model, but no path of this machine.
+    # It may name a cached model, but no path of this machine.
     if (
         not isinstance(named, str)
         or not named
@@ -302,5 +309,5 @@ def base_model_of(
         or named.startswith(".")
         or Path(named).exists()
     ):
-        raise BaseModelMissing(f"{store.path} was made for {named!r}: name its folder or file (--model)")
+        raise BaseModelMissing(f"{by} was made for {named!r}: name its folder or file (--model)")
     return load_base_model(named, device=device, dtype=dtype, local_only=True)

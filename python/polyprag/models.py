@@ -133,7 +133,7 @@ def _found(
     given = small_model_path() if name is None else name
     path = Path(given).expanduser()
     label = SMALL_MODEL if name is None else _label(path if path.exists() else given)
-    with _quiet_transformers(), _offline(local_only or path.exists()):
+    with quiet_transformers(), _offline(local_only or path.exists()):
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise BaseModelMissing(f"{path}: no such GGUF file")
@@ -267,7 +267,7 @@ def _dequantised(path: Path, digest: str) -> Path:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Loading is no news: transformers' own bars and notes would break into ours."""
     logs: Any = hf_logging
     verbosity = logs.get_verbosity()

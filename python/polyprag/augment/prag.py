@@ -33,13 +33,15 @@ class PragSet:
     rows: its questions, with the passages that were found for each (nobody labelled them gold); entries
     without a question or an answer have none. documents: every passage once, the id made from its text.
     augmentations: one a document, in their order, of ``model``. Pairs are taken as they are: only what
-    repeats a question of the same passage, or has no text, is dropped and counted.
+    repeats a question of the same passage, or has no text, is dropped and counted. places: for each entry,
+    the ids of its passages, as they are ranked there.
     """
 
     rows: tuple[UnifiedRow, ...]
     documents: tuple[Document, ...]
     augmentations: tuple[Augmentation, ...]
     model: str
+    places: tuple[tuple[str, ...], ...] = ()
 
     def augmentations_of(self, path: Path, documents: Sequence[Document]) -> list[Augmentation]:
         """The augmentations of documents that may have ids and titles of their own: the text tells.
@@ -101,6 +103,7 @@ class _Reader:
         self.rewrites: dict[str, str] = {}
         self.dropped: dict[str, dict[str, int]] = {}
         self.rows: dict[str, UnifiedRow] = {}
+        self.places: list[tuple[str, ...]] = []
 
     def result(self) -> PragSet:
         augmentations = tuple(
@@ -108,7 +111,11 @@ class _Reader:
             for id, pairs in self.pairs.items()
         )
         return PragSet(
-            tuple(self.rows.values()), tuple(self.documents.values()), augmentations, self.model or ""
+            tuple(self.rows.values()),
+            tuple(self.documents.values()),
+            augmentations,
+            self.model or "",
+            tuple(self.places),
         )
 
     def read(self, entry: object, number: int) -> None:
@@ -121,6 +128,7 @@ class _Reader:
         if not isinstance(passages, list) or not passages:
             raise self._fails("has no list augment; run PRAG's augmentation on it")
         found = [self._passage(passage, place) for place, passage in enumerate(passages, start=1)]
+        self.places.append(tuple(passage.id for passage in found))
         self.where = f"entry {number} (test_id {test_id!r})"
         self._question(entry, str(test_id), number, list(dict.fromkeys(found)))
 

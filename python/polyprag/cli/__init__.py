@@ -1,6 +1,7 @@
 """The command line ``polyprag``.
 
-Commands that need a base model are in ``model``, those that look after a store in ``store``.
+Commands that need a base model are in ``model``, those that look after a store in ``store``, those that trade
+with other software in ``exchange``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 import typer
 
 from polyprag._polyprag import __version__
-from polyprag.cli import augment, corpus, doctor, model, store
+from polyprag.cli import augment, corpus, doctor, exchange, model, store
 from polyprag.cli.common import err, out, say
 from polyprag.cli.exits import ExitCode, exit_code
 from polyprag.errors import PolypragError
@@ -47,10 +48,17 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "snapshot": store.snapshot,
     "pack": store.pack,
     "unpack": store.unpack,
+    "export": exchange.export,
+    "import": exchange.import_,
     "demo": model.demo,
     "doctor": doctor.doctor,
 }
-_PANELS = {"encode": "Encode and ask", "inspect": "Look after a store", "demo": "Look around"}
+_PANELS = {
+    "encode": "Encode and ask",
+    "inspect": "Look after a store",
+    "export": "Trade with PEFT",
+    "demo": "Look around",
+}
 _panel = ""
 for _name, _command in _COMMANDS.items():
     _panel = _PANELS.get(_name, _panel)  # a panel goes on to the next that begins one

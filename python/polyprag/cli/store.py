@@ -125,7 +125,7 @@ def delete(
     Example: `polyprag delete wiki.polyprag Q7259 Q11571`
     """
     with Store.open(store) as opened:
-        ids = [_id(text, opened.spec.id_type) for text in id]
+        ids = [document_id(text, opened.spec.id_type) for text in id]
         with opened.writer() as writer:
             deleted = writer.delete(ids)
             generation = writer.commit()
@@ -310,7 +310,8 @@ def unpack(file: PackedPath, store: NewStorePath, as_json: AsJson = False) -> No
         _say_copy(store, opened, as_json)
 
 
-def _id(text: str, id_type: str) -> str | int:
+def document_id(text: str, id_type: str) -> str | int:
+    """An id as the store has it. Raises InvalidInput for text where ids are integers."""
     if id_type == "string":
         return text
     if not (text.isascii() and text.isdigit()):
