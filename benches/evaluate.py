@@ -174,7 +174,7 @@ class Experiment:
         if train is None:
             rows = {(name, "") for name in BASE_ROWS}
         else:
-            usual = {"code": f"code({train.code_dim})", "table": "q8", "lora": "sparse(1)"}[train.routing]
+            usual = {"code": f"code({train.code_dim},int4)", "table": "q8", "lora": "sparse(1)"}[train.routing]
             names = {*ROUTED_ROWS, *(["amortised_route"] if train.router else [])}
             rows = {(name, usual) for name in names}
             rows |= {(name, codec) for name in CODEC_ROWS for codec in self.arguments.codecs}
@@ -288,7 +288,7 @@ class Experiment:
         if not full.exists():
             self.encode(full, recipe, "f32" if both else None)
         if both and not small.exists():
-            codec = f"code({recipe.train.code_dim})" if recipe.train.routing == "code" else "q8"
+            codec = f"code({recipe.train.code_dim},int4)" if recipe.train.routing == "code" else "q8"
             recode(full, small, codec=codec)
         yield small if both else full
         for codec in self.arguments.codecs:

@@ -55,6 +55,7 @@ RECIPE = Recipe(
     add_epochs=2,
 )
 TABLE = replace(RECIPE, train=replace(RECIPE.train, routing="table"))
+SHARES = replace(TABLE, train=replace(TABLE.train, phi="sigmoid"))
 
 
 @pytest.fixture
@@ -101,13 +102,13 @@ def hashes(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("recipe", "codec", "kept_as", "kind", "bound"),
     [
-        (RECIPE, None, "code(6)", "code", 1 / 120),
+        (RECIPE, None, "code(6,int4)", "code", 1 / 4),
         (RECIPE, "f16", "f16", "z", 1 / 1000),
         (TABLE, None, "q8", "z", 1 / 120),
         (TABLE, "f32", "f32", "z", 0.0),
-        (RECIPE, "code(6,int4)", "code(6,int4)", "code", 1 / 4),
+        (RECIPE, "code(6)", "code(6)", "code", 1 / 120),
         (RECIPE, "q4", "q4", "z", 1 / 4),
-        (TABLE, "sparse(4)", "sparse(4)", "w", 1 / 100),
+        (SHARES, "sparse(4)", "sparse(4)", "w", 1 / 100),
     ],
 )
 def test_the_store_keeps_the_routes_that_were_trained(
@@ -245,7 +246,7 @@ def test_what_the_store_would_refuse_is_refused_first(
     refuse(DuplicateId, "'d0' appears twice", documents=[*DOCUMENTS, DOCUMENTS[0]])
     refuse(InvalidInput, r"the id 3 is a number.*one kind", documents=[*DOCUMENTS, Document(3, "x")])
     refuse(InvalidInput, "trained as a table; use f32, f16, q8", recipe=TABLE, codec="code(6)")
-    refuse(InvalidInput, r"codes of 6 numbers; use code\(6\)", codec="code(64)")
+    refuse(InvalidInput, r"codes of 6 numbers; use code\(6,int4\), code\(6\)", codec="code(64)")
     refuse(InvalidInput, "codec", codec="f12")
     refuse(InvalidInput, "expert_dtype: expected one of float32, .*, got 'f16'", expert_dtype="f16")
     nothing = replace(RECIPE, train=replace(RECIPE.train, targets=("nothing",)))
@@ -454,7 +455,7 @@ def test_a_full_disk_costs_nothing_that_was_done(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "codec", "kind"), [(RECIPE, None, "code"), (TABLE, None, "z"), (TABLE, "sparse(4)", "w")]
+    ("recipe", "codec", "kind"), [(RECIPE, "code(6)", "code"), (TABLE, None, "z"), (SHARES, "sparse(4)", "w")]
 )
 def test_adding_changes_nothing_but_routes(
     path: Path, tiny_base: BaseModel, trained: list[Encoding], recipe: Recipe, codec: str | None, kind: Any
@@ -634,7 +635,7 @@ def test_routes_that_are_added_start_where_the_router_puts_them(
     path: Path, tiny_base: BaseModel, trained: list[Encoding]
 ) -> None:
     still = replace(ROUTER, train=replace(ROUTER.train, code_lr=0.0))
-    encode(tiny_base, DOCUMENTS, path, still)
+    encode(tiny_base, DOCUMENTS, path, still, codec="code(6)")
     before, read = hashes(path), Read()
     assert add(tiny_base, NEW, path, reporter=read) == 2
     assert read.seen[-1] == (2, 2)
@@ -675,7 +676,7 @@ def test_amortised_codes_are_the_routers(
 def test_an_interrupted_amortised_addition_keeps_what_it_committed(
     path: Path, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode(tiny_base, DOCUMENTS, path, ROUTER)
+    encode(tiny_base, DOCUMENTS, path, ROUTER, codec="code(6)")
     monkeypatch.setattr(polyprag.encode, "_BLOCK", 1)
     monkeypatch.setattr(polyprag.encode, "_COMMIT", 2)
     with pytest.raises(KeyboardInterrupt):

@@ -58,7 +58,7 @@ def test_settings_are_set_by_name() -> None:
         ("train.epochs=six", "a value like 4"),
         ("train.epochs=6.5", "a value like 4"),
         ("train.epochs=true", "a value like 4"),
-        ("train.phi=1", "a value like 'sigmoid'"),
+        ("train.phi=1", "a value like 'linear'"),
         ("train.epochs=0", "at least 1"),
     ],
 )

@@ -144,7 +144,7 @@ def encode(
     """Augment, train, and write a new store; returns what the augmentation wrote.
 
     Args:
-        codec: how the store keeps routes; None is ``code(d)`` for code routing and ``q8`` for a table.
+        codec: how the store keeps routes; None is ``code(d,int4)`` for code routing and ``q8`` for a table.
         combination: how the routes of several documents become one when the store is asked; None is three
             documents by their BM25 scores.
         expert_dtype: how the store keeps the experts, which are trained in float32.
@@ -503,7 +503,7 @@ def _spec(
 ) -> StoreSpec:
     s = recipe.train
     fit = {
-        "code": [f"code({s.code_dim})", f"code({s.code_dim},int4)", *_OF_LOGITS],
+        "code": [f"code({s.code_dim},int4)", f"code({s.code_dim})", *_OF_LOGITS],
         "table": _OF_LOGITS,
         "lora": [OWN_EXPERT],
     }[s.routing]
@@ -520,7 +520,7 @@ def _spec(
         rank=s.rank,
         alpha=s.alpha,
         codec=codec,
-        phi=s.phi,
+        phi="sigmoid" if s.routing == "lora" else s.phi,  # the weights of its codec are of this kind
         top_k=s.top_k,
         mixing=s.mixing,
         combination=combination or BY_SCORE,

@@ -21,6 +21,7 @@ _TRAIN: Mapping[System, Mapping[str, Any]] = {
     "polyprag": {},
     "poly-prag": {
         "routing": "table",
+        "phi": "sigmoid",
         "mixing": "factors",
         "experts": 20,
         "alpha": 1.0,  # the output is scaled by 1 / r

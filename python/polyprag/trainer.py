@@ -70,12 +70,12 @@ class TrainSettings:
     """
 
     routing: Routing = "code"
-    code_dim: int = 64
+    code_dim: int = 128
     experts: int = 16
     rank: int = 2
     alpha: float = 32.0
     targets: tuple[str, ...] = DEFAULT_TARGETS
-    phi: PhiKind = "sigmoid"
+    phi: PhiKind = "linear"
     top_k: int | None = None
     mixing: Mixing = "exact"
     gumbel: bool = False
@@ -118,6 +118,9 @@ class TrainSettings:
         for name in ("warmup", "mixture", "router_alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        Phi(self.phi, self.top_k)
+        if self.gumbel and self.phi == "linear":
+            raise InvalidInput("gumbel is noise of weights from 0 to 1: it goes with phi 'sigmoid' or 'softmax'")
         if self.router and self.routing != "code":
             raise InvalidInput("router makes codes: it goes with routing 'code', not 'table'")
 
