@@ -174,7 +174,9 @@ class Experiment:
         if train is None:
             rows = {(name, "") for name in BASE_ROWS}
         else:
-            usual = {"code": f"code({train.code_dim},int4)", "table": "q8", "lora": "sparse(1)"}[train.routing]
+            usual = {"code": f"code({train.code_dim},int4)", "table": "q8", "lora": "sparse(1)"}[
+                train.routing
+            ]
             names = {*ROUTED_ROWS, *(["amortised_route"] if train.router else [])}
             rows = {(name, usual) for name in names}
             rows |= {(name, codec) for name in CODEC_ROWS for codec in self.arguments.codecs}

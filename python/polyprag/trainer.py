@@ -120,7 +120,9 @@ class TrainSettings:
                 raise InvalidInput(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         Phi(self.phi, self.top_k)
         if self.gumbel and self.phi == "linear":
-            raise InvalidInput("gumbel is noise of weights from 0 to 1: it goes with phi 'sigmoid' or 'softmax'")
+            raise InvalidInput(
+                "gumbel is noise of weights from 0 to 1: it goes with phi 'sigmoid' or 'softmax'"
+            )
         if self.router and self.routing != "code":
             raise InvalidInput("router makes codes: it goes with routing 'code', not 'table'")
 

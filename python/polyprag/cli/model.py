@@ -83,7 +83,9 @@ def encode(
     ] = None,
     code_dim: Annotated[
         int | None,
-        typer.Option(help="Numbers in a code: half as many bytes a document with the default codec. Default: 128."),
+        typer.Option(
+            help="Numbers in a code: half as many bytes a document with the default codec. Default: 128."
+        ),
     ] = None,
     experts: Annotated[int | None, typer.Option(help="K, the number of latent experts. Default: 16.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of an expert. Default: 2.")] = None,
