@@ -28,7 +28,7 @@ def attach(model: nn.Module, targets: Any = DEFAULT_TARGETS, **changes: Any) -> 
 
 def draw_routes(rows: int, routed: RoutedModel, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    w = torch.rand(rows, routed.groups, routed.parameters()[0].shape[0], generator=generator)
+    w = torch.rand(rows, *routed.route_shape, generator=generator)
     return w / w.sum(-1, keepdim=True)
 
 

@@ -263,6 +263,7 @@ def attach_store(base: BaseModel, store: Store) -> RoutedModel:
         alpha=spec.alpha,
         targets=shapes,
         mixing=cast(Mixing, spec.mixing),
+        dtype=base.model.dtype,
     )
     try:
         routed.load_experts(store_experts(store))

@@ -1,7 +1,7 @@
 """Routed layers: latent LoRA experts around frozen linear layers, mixed per row of the batch.
 
 A route is a gate between two small matmuls, y = W x + (alpha/r) B (w * (A x)), with A stacked as
-[K*r, in] and B as [out, K*r]. Nothing is merged or loaded, and every row has its own route.
+[K*r, in] and B as [K*r, out]. Nothing is merged or loaded, and every row has its own route.
 Knows nothing of stores and documents.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
@@ -123,53 +124,94 @@ def _is_mlp(parts: list[str]) -> bool:
     return any(map(_MLP_PARTS.search, parts)) or _MLP_LAYERS.fullmatch(parts[-1]) is not None
 
 
+class Routes:
+    """The routes of a call of the model, w [rows, groups, K], made ready for its layers.
+
+    What a layer needs is made once for all layers, and for all tokens that are generated, where autograd
+    and compilers let it: a step then costs each layer no more than a look.
+    """
+
+    def __init__(self, w: Tensor, rank: int, scale: float) -> None:
+        self.w = w
+        self.rank = rank
+        self.scale = scale
+        self._ready: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    def weights(self, group: int, h: Tensor) -> Tensor:
+        """What each expert counts for, as dtype and dimensions of h want it: [rows or 1, 1 ..., K]."""
+        w = _rows(self.w[:, group], h.shape[0]).to(h)
+        return w.view(w.shape[0], *(1,) * (h.ndim - 2), w.shape[-1])
+
+    def gate(self, group: int, h: Tensor) -> Tensor:
+        """The factors of h [rows, ..., K*r]: every weight r times, and alpha / r."""
+        if torch.compiler.is_compiling() or (self.w.requires_grad and torch.is_grad_enabled()):
+            return self._spread(self.weights(group, h))
+        key = h.shape[0], h.ndim, h.dtype, h.device
+        ready = self._ready.get(key)
+        if ready is None:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                w = _rows(self.w, h.shape[0]).transpose(0, 1)
+                gates = self._spread(w).to(h.device, h.dtype)
+                shape = (gates.shape[1], *(1,) * (h.ndim - 2), gates.shape[2])
+                ready = tuple(gate.view(shape) for gate in gates)
+            self._ready[key] = ready
+        return ready[group]
+
+    def _spread(self, w: Tensor) -> Tensor:
+        scaled = (w * self.scale).unsqueeze(-1)
+        return scaled.expand(*w.shape, self.rank).flatten(-2)
+
+
 class RoutedLinear(nn.Module):
     """A frozen linear layer plus K latent experts of rank r, gated by the route of each row.
 
-    A [K, r, in] and B [out, K, r] are as on disk; both reshape to the stacked form as views.
-    B starts at zero, so that an untrained layer is the base layer.
+    A [K*r, in] and B [K*r, out] are the experts one below the other; :meth:`RoutedModel.experts` gives them
+    as on disk. B starts at zero, so that an untrained layer is the base layer.
     """
 
     def __init__(
         self,
         base: nn.Module,
         shape: ModuleShape,
-        experts: int,
-        rank: int,
-        alpha: float,
+        width: int,
         mixing: Mixing,
-        route: ContextVar[Tensor | None],
-        device: torch.device,
+        route: ContextVar[Routes | None],
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.base = base
         self.shape = shape
         self.mixing = mixing
-        self.scale = alpha / rank
         self._route = route
         bound = 1.0 / math.sqrt(shape.in_features)
-        self.A = nn.Parameter(
-            torch.empty(experts, rank, shape.in_features, device=device).uniform_(-bound, bound)
-        )
-        self.B = nn.Parameter(torch.zeros(shape.out_features, experts, rank, device=device))
+        A = torch.empty(width, shape.in_features, device=_device(base)).uniform_(-bound, bound)
+        self.A = nn.Parameter(A.to(dtype))
+        self.B = nn.Parameter(torch.zeros(width, shape.out_features, dtype=dtype, device=A.device))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
-        route = self._route.get()
-        if route is None:
+        routes = self._route.get()
+        if routes is None:
             return y
-        K, r, _ = self.A.shape
-        w = _rows(route[:, self.shape.group], x.shape[0]).to(x)
-        w = w.view(w.shape[0], *(1,) * (x.ndim - 2), K, 1)
-        h = x @ self.A.to(x.dtype).flatten(0, 1).T
-        h = h.view(*h.shape[:-1], K, r)
-        if self.mixing == "exact":  # noqa: SIM108 - as two formulas
-            h = h * (w * self.scale)
+        h = functional.linear(x, self.A.to(x.dtype))
+        if self.mixing == "exact":
+            h = h * routes.gate(self.shape.group, h)
         else:
             # (sum w_k B_k)(sum w_k A_k) x: the cross terms of the published method.
-            h = (w * self.scale) * (h * w).sum(-2, keepdim=True)
-        delta: Tensor = h.flatten(-2) @ self.B.to(x.dtype).flatten(1).T
-        return y + delta.to(y.dtype)
+            w = routes.weights(self.shape.group, h).unsqueeze(-1)
+            h = h.view(*h.shape[:-1], -1, routes.rank)
+            h = ((w * routes.scale) * (h * w).sum(-2, keepdim=True)).flatten(-2)
+        return _plus_product(y, h, self.B)
+
+
+def _plus_product(y: Tensor, h: Tensor, down: Tensor) -> Tensor:
+    """y [..., out] + h [..., n] down [n, out], in one pass and rounded once to the dtype of y."""
+    h, down = h.reshape(-1, h.shape[-1]).to(y.dtype), down.to(y.dtype)
+    # Where nothing is differentiated, y is nobody else's: a layer has just made it.
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and y.is_contiguous():
+        y.view(-1, y.shape[-1]).addmm_(h, down)
+        return y
+    return torch.addmm(y.reshape(-1, y.shape[-1]), h, down).view(y.shape)
 
 
 def _rows(w: Tensor, rows: int) -> Tensor:
@@ -194,9 +236,21 @@ class RoutedModel:
     of its graph: another route of as many rows does not compile anew.
     """
 
-    def __init__(self, model: nn.Module, layers: dict[str, RoutedLinear], route: ContextVar[Tensor | None]):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, RoutedLinear],
+        route: ContextVar[Routes | None],
+        experts: int,
+        rank: int,
+        alpha: float,
+    ) -> None:
         self.model = model
         self.layers = layers
+        self.rank = rank
+        self.scale = alpha / rank
+        #: Groups and experts: what a route has weights for.
+        self.route_shape = 1 + max(layer.shape.group for layer in layers.values()), experts
         self._route = route
         self._checkpointed: list[tuple[nn.Module, Callable[..., Any] | None]] = []
 
@@ -210,8 +264,14 @@ class RoutedModel:
         alpha: float,
         targets: Sequence[str] | Sequence[ModuleShape] = DEFAULT_TARGETS,
         mixing: Mixing = "exact",
+        dtype: torch.dtype = torch.float32,
     ) -> RoutedModel:
-        """Wrap the targets of ``model`` in place (see :func:`find_targets`)."""
+        """Wrap the targets of ``model`` in place (see :func:`find_targets`).
+
+        Args:
+            dtype: of A and B; float32 to train them, the model's own to answer with, which saves a
+                conversion in every layer of every token.
+        """
         if experts < 1 or rank < 1:
             raise InvalidInput(f"experts and rank are at least 1, not {experts} and {rank}")
         if mixing not in ("exact", "factors"):
@@ -221,16 +281,16 @@ class RoutedModel:
         if any(isinstance(m, RoutedLinear) for m in model.modules()):
             raise InvalidInput("the model has routed layers already: detach them first")
         shapes = _resolve(model, targets)
-        route: ContextVar[Tensor | None] = ContextVar("route", default=None)
+        route: ContextVar[Routes | None] = ContextVar("route", default=None)
         layers = {}
         for shape in shapes:
             base = model.get_submodule(shape.name)
-            layers[shape.name] = RoutedLinear(base, shape, experts, rank, alpha, mixing, route, _device(base))
+            layers[shape.name] = RoutedLinear(base, shape, experts * rank, mixing, route, dtype)
         # All are made before the first is attached: what fails above leaves the model as it was.
         for name, layer in layers.items():
             _replace(model, name, layer)
         keep_layouts(model)
-        return cls(model, layers, route)
+        return cls(model, layers, route, experts, rank, alpha)
 
     def detach(self) -> None:
         """Put the base layers back, and end checkpointing. A second call does nothing."""
@@ -245,21 +305,21 @@ class RoutedModel:
 
     @property
     def groups(self) -> int:
-        return 1 + max(shape.group for shape in self.modules)
+        return self.route_shape[0]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The experts' A and B, in the order of the modules."""
+        """The experts' A [K*r, in] and B [K*r, out], in the order of the modules."""
         return [p for layer in self.layers.values() for p in (layer.A, layer.B)]
 
     @contextmanager
     def route(self, w: Tensor) -> Iterator[None]:
         """Calls of the model inside use the routes w [rows, groups, K]."""
-        K = next(iter(self.layers.values())).A.shape[0]
-        if w.ndim != 3 or w.shape[0] < 1 or w.shape[1:] != (self.groups, K):
+        groups, experts = self.route_shape
+        if w.ndim != 3 or w.shape[0] < 1 or w.shape[1:] != (groups, experts):
             raise InvalidInput(
-                f"a batch of routes is [rows, groups = {self.groups}, experts = {K}], not {tuple(w.shape)}"
+                f"a batch of routes is [rows, groups = {groups}, experts = {experts}], not {tuple(w.shape)}"
             )
-        token = self._route.set(w)
+        token = self._route.set(Routes(w, self.rank, self.scale))
         try:
             yield
         finally:
@@ -303,33 +363,34 @@ class RoutedModel:
         return nullcontext(), _Again(self._route)
 
     def experts(self) -> dict[str, Tensor]:
-        """``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], detached."""
+        """``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], as on disk: views, detached."""
         state = {}
         for name, layer in self.layers.items():
-            state[f"{name}.A"] = layer.A.detach()
-            state[f"{name}.B"] = layer.B.detach()
+            A, B = (p.detach().view(-1, self.rank, p.shape[1]) for p in (layer.A, layer.B))
+            state[f"{name}.A"] = A
+            state[f"{name}.B"] = B.permute(2, 0, 1)
         return state
 
     @torch.no_grad()
     def load_experts(self, state: dict[str, Tensor]) -> None:
-        for name, layer in self.layers.items():
-            for key, parameter in ((f"{name}.A", layer.A), (f"{name}.B", layer.B)):
-                if key not in state or state[key].shape != parameter.shape:
-                    found = tuple(state[key].shape) if key in state else "nothing"
-                    raise InvalidInput(f"experts: {key} is {tuple(parameter.shape)}, found {found}")
-                parameter.copy_(state[key])
+        """Copy A and B in, of any dtype, by the names and shapes of :meth:`experts`."""
+        for key, parameter in self.experts().items():
+            if key not in state or state[key].shape != parameter.shape:
+                found = tuple(state[key].shape) if key in state else "nothing"
+                raise InvalidInput(f"experts: {key} is {tuple(parameter.shape)}, found {found}")
+            parameter.copy_(state[key])
 
 
 class _Again(AbstractContextManager[None]):
     """The value that a context variable had when this was made; to enter often, and in any thread."""
 
-    def __init__(self, variable: ContextVar[Tensor | None]) -> None:
+    def __init__(self, variable: ContextVar[Routes | None]) -> None:
         self._variable = variable
         self._value = variable.get()
         self._entered = threading.local()
 
     def __enter__(self) -> None:
-        tokens: list[Token[Tensor | None]] = self._entered.__dict__.setdefault("tokens", [])
+        tokens: list[Token[Routes | None]] = self._entered.__dict__.setdefault("tokens", [])
         tokens.append(self._variable.set(self._value))
 
     def __exit__(self, *_: object) -> None:

@@ -25,13 +25,13 @@ class Slots:
     def __init__(self, routed: RoutedModel, rank: int) -> None:
         self._layers = list(routed.layers.values())
         self.rank = rank
-        self.slots = self._layers[0].A.shape[0]
+        self.slots = routed.route_shape[1]
         self.sizes = [rank * n for m in routed.modules for n in (m.in_features, m.out_features)]
         self.width = sum(self.sizes)
 
     def start(self) -> NDArray[np.float32]:
         """Where every LoRA begins [width]: the same random A for all, as in PRAG, and B of 0."""
-        parts = [part for layer in self._layers for part in (layer.A[0], layer.B[:, 0])]
+        parts = [part for layer in self._layers for part in (layer.A[: self.rank], layer.B[: self.rank].T)]
         return torch.cat([p.detach().reshape(-1) for p in parts]).float().cpu().numpy()
 
     @torch.no_grad()
@@ -40,9 +40,9 @@ class Slots:
         parts = iter(rows.split(self.sizes, dim=1))  # type: ignore[no-untyped-call]
         n = len(rows)
         for layer in self._layers:
-            _, rank, inputs = layer.A.shape
-            layer.A[:n] = next(parts).view(n, rank, inputs)
-            layer.B[:, :n] = next(parts).view(n, -1, rank).transpose(0, 1)
+            layer.A[: n * self.rank] = next(parts).reshape(n * self.rank, -1)
+            b = next(parts).view(n, -1, self.rank).transpose(1, 2)
+            layer.B[: n * self.rank] = b.reshape(n * self.rank, -1)
 
     def routes(self, n: int) -> Tensor:
         """The routes of n documents [n, 1, slots]: each its own slot."""
@@ -53,7 +53,8 @@ class Slots:
         parts = []
         for layer in self._layers:
             a, b = (torch.zeros_like(p) if p.grad is None else p.grad for p in (layer.A, layer.B))
-            parts += [a[:n].reshape(n, -1), b[:, :n].transpose(0, 1).reshape(n, -1)]
+            a, b = (g[: n * self.rank].view(n, self.rank, -1) for g in (a, b))
+            parts += [a.reshape(n, -1), b.transpose(1, 2).reshape(n, -1)]
             layer.A.grad = layer.B.grad = None
         return torch.cat(parts, dim=1)
 
