@@ -64,6 +64,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "mistral": {"intermediate_size": 48, "num_key_value_heads": 2},
     "qwen3": {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
     "gemma": {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+    "gemma2": {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+    "granite": {"intermediate_size": 48, "num_key_value_heads": 2},
     "phi": {"intermediate_size": 48},
     "phi3": {"intermediate_size": 48, "num_key_value_heads": 2},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},

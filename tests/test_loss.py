@@ -1,0 +1,78 @@
+"""The loss of learnt tokens and its gradients, against float64 and autograd through all logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from polyprag import loss as module
+from polyprag.loss import CausalLoss, head_loss
+from polyprag.models import BaseModel
+from routed import attach, draw_routes, some_ids
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_head_in_parts_is_autograd_in_float64(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(23, 8, generator=draw)
+    weight, shift = torch.randn(50, 8, generator=draw), torch.randn(50, generator=draw) if bias else None
+    targets = torch.randint(0, 50, (23,), generator=draw)
+    reference = states.double().requires_grad_()
+    logits = nn.functional.linear(reference, weight.double(), None if shift is None else shift.double())
+    expected = nn.functional.cross_entropy(logits, targets, reduction="sum")
+    torch.autograd.backward(0.25 * expected)
+    expected = expected.detach()
+    for rows in (1, 7, 23, 100):
+        monkeypatch.setattr(module, "_LOGITS_BYTES", {"cpu": 4 * 50 * rows})
+        found, gradient = head_loss(states, weight, shift, targets, 0.25)
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
+        torch.testing.assert_close(gradient.double(), reference.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "plain"),
+    [
+        ("llama", {}, True),
+        ("llama", {"tie_word_embeddings": True}, True),
+        ("gpt2", {}, True),
+        ("gpt_neox", {}, True),
+        ("phi", {}, True),
+        ("opt", {}, True),
+        ("gemma2", {"final_logit_softcapping": 1.0}, False),
+        ("granite", {"logits_scaling": 3.0}, False),
+    ],
+)
+def test_every_family_learns_by_the_gradient_of_its_own_logits(
+    build_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    family: str,
+    changes: dict[str, Any],
+    plain: bool,
+) -> None:
+    base = BaseModel(build_model(family, **changes), tokenizer, family)
+    routed = attach(base.model)
+    w = draw_routes(3, routed)
+    ids = some_ids(3)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    targets = torch.full_like(ids, -100)
+    targets[0, 2:-1], targets[1, 1:4], targets[2, 7] = ids[0, 3:], ids[1, 2:5], ids[2, 8]
+    with routed.route(w):
+        logits = base.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        expected = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+        )
+    wanted = torch.autograd.grad(expected * 0.5, routed.parameters())
+    loss = CausalLoss(base)
+    assert loss.plain is plain
+    with routed.route(w):
+        found = loss.backward(ids, mask, targets, 0.5)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+    for parameter, gradient in zip(routed.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
