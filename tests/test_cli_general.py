@@ -249,3 +249,25 @@ def test_every_command_has_examples_and_speaks_to_machines(run: Callable[..., An
     assert without_json <= {"demo", "serve", "explore"}, "these write files or go on until they are stopped"
     for name, command in commands.items():
         assert f"Example: `polyprag {name}" in command.help, name
+
+
+def test_a_store_needs_numpy_alone_and_that_only_for_arrays(
+    make_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "s", [Document("a", "The mill.")])
+    code = """
+import sys
+known = set(sys.modules)
+def new():
+    names = {name.partition(".")[0] for name in set(sys.modules) - known}
+    return names - set(sys.stdlib_module_names) - {"polyprag"}
+import polyprag
+assert new() == set(), new()
+with polyprag.Store.open(sys.argv[1]) as store:
+    (hit,) = store.search("mill")
+    assert new() == set(), new()
+    store.combined_route([hit.id])
+    store.documents([hit.id]), store.info(), store.verify()
+assert new() == {"numpy"}, new()
+"""
+    subprocess.run([sys.executable, "-c", code, str(store)], check=True)

@@ -20,12 +20,12 @@ from polyprag._polyprag import (
     Writer,
     __version__,
 )
-from polyprag.recoding import recode
 
 if TYPE_CHECKING:
     from polyprag.engine import Answer, Engine
     from polyprag.exporting import export_merged, export_peft
     from polyprag.importing import import_peft
+    from polyprag.recoding import recode
 
 __all__ = [
     "Answer",
@@ -48,13 +48,14 @@ __all__ = [
     "recode",
 ]
 
-# These need torch and transformers; a store does not, and must not wait for them.
+# These need torch and transformers, or numpy; a store must not wait for them.
 _LATER = {
     "Answer": "polyprag.engine",
     "Engine": "polyprag.engine",
     "export_merged": "polyprag.exporting",
     "export_peft": "polyprag.exporting",
     "import_peft": "polyprag.importing",
+    "recode": "polyprag.recoding",
 }
 
 

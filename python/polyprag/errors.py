@@ -7,7 +7,10 @@ The Rust core raises these very classes (``rust/python/src/errors.rs`` is the on
 
 from __future__ import annotations
 
-from typing_extensions import Self
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PolypragError(Exception):

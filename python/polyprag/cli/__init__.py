@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from polyprag._polyprag import __version__
-from polyprag.cli import augment, corpus, doctor, exchange, model, store
+from polyprag.cli import augment, corpus, doctor, exchange, inspect, model, store
 from polyprag.cli.common import err, out, say
 from polyprag.cli.exits import ExitCode, exit_code
 from polyprag.errors import PolypragError
@@ -36,7 +36,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "corpus": corpus.corpus,
     "ask": model.ask,
     "eval": model.evaluate,
-    "inspect": store.inspect,
+    "inspect": inspect.inspect,
     "verify": store.verify,
     "digest": store.digest,
     "delete": store.delete,

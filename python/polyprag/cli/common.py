@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 from rich.console import Console
 
+from polyprag.errors import InvalidInput
 from polyprag.progress import WorkBar
 
 out = Console()
@@ -53,3 +54,12 @@ def working(what: str, work: Callable[[WorkBar], _T], *, shown: bool = True) -> 
     except KeyboardInterrupt:
         say("Stopped. Nothing is half done: what was not finished is not there", "yellow", err)
         raise
+
+
+def document_id(text: str, id_type: str) -> str | int:
+    """An id as it is typed, of the kind that a store has. Raises InvalidInput for one that is no number."""
+    if id_type == "string":
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidInput(f"id {text!r}: the ids of this store are integers")
+    return int(text)

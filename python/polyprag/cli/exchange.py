@@ -10,11 +10,10 @@ import typer
 
 from polyprag import recoding
 from polyprag._polyprag import Store
-from polyprag.cli.common import AsJson, NewStorePath, StorePath, print_json, say, working
+from polyprag.cli.common import AsJson, NewStorePath, StorePath, document_id, print_json, say, working
 from polyprag.cli.corpus import CorpusOptions, Device, documents_of, tokenizer_of
 from polyprag.cli.model import AskModel
 from polyprag.cli.options import grouped
-from polyprag.cli.store import document_id
 from polyprag.errors import InvalidInput
 
 if TYPE_CHECKING:

@@ -39,8 +39,8 @@ from polyprag.cli.corpus import (
     preview,
     tokenizer_of,
 )
+from polyprag.cli.inspect import described, inspect
 from polyprag.cli.options import grouped
-from polyprag.cli.store import described, inspect
 from polyprag.errors import InvalidInput
 
 if TYPE_CHECKING:

@@ -16,62 +16,16 @@ from polyprag.cli.common import (
     NewStorePath,
     OnDuplicate,
     StorePath,
+    document_id,
     err,
-    out,
     print_json,
     say,
     working,
 )
-from polyprag.errors import InvalidInput, StoreError
+from polyprag.errors import StoreError
 from polyprag.progress import WorkBar
 
 PackedPath = Annotated[Path, typer.Argument(help="The one file, such as `wiki.tar`.", readable=False)]
-
-
-def inspect(store: StorePath, as_json: AsJson = False) -> None:
-    """Show what a store holds and where its bytes are.
-
-    Example: `polyprag inspect wiki.polyprag`
-    """
-    with Store.open(store) as opened:
-        info, spec, expert_dtype, about = opened.info(), opened.spec, opened.expert_dtype, described(opened)
-    if as_json:
-        print_json(about)
-        return
-    from polyprag.evaluation.report import Footprint, footprint_table
-
-    unrouted = f" ({info.unrouted:,} without a route)" if info.unrouted else ""
-    say(f"{store}: generation {info.generation}, {info.documents:,} documents{unrouted}")
-    say(
-        f"{about['base_model']}; {spec.experts} experts of rank {spec.rank} as {expert_dtype}, "
-        f"alpha {spec.alpha:g}, {spec.groups} route groups; routes as {spec.codec}"
-    )
-    out.print(footprint_table(Footprint.of(info)))
-
-
-def described(store: Store) -> dict[str, Any]:
-    """What a store holds, for machines."""
-    spec = store.spec
-    return {
-        **store.info().to_dict(),
-        "digest": store.digest(),
-        "base_model": spec.base_model.get("name"),
-        "experts": spec.experts,
-        "expert_dtype": store.expert_dtype,
-        "rank": spec.rank,
-        "alpha": spec.alpha,
-        "groups": spec.groups,
-        "modules": len(spec.modules),
-        "codec": spec.codec,
-        "phi": spec.phi,
-        "mixing": spec.mixing,
-        "combination": {
-            "k": spec.combination.k,
-            "rule": spec.combination.rule,
-            "temperature": spec.combination.temperature,
-        },
-        "analyser": spec.analyser,
-    }
 
 
 def verify(store: StorePath, as_json: AsJson = False) -> None:
@@ -308,15 +262,6 @@ def unpack(file: PackedPath, store: NewStorePath, as_json: AsJson = False) -> No
     working(f"Unpacking {file}", lambda bar: Store.unpack(file, store, progress=bar), shown=not as_json)
     with Store.open(store) as opened:
         _say_copy(store, opened, as_json)
-
-
-def document_id(text: str, id_type: str) -> str | int:
-    """An id as the store has it. Raises InvalidInput for text where ids are integers."""
-    if id_type == "string":
-        return text
-    if not (text.isascii() and text.isdigit()):
-        raise InvalidInput(f"id {text!r}: the ids of this store are integers")
-    return int(text)
 
 
 def _changed(opened: Store, change: Callable[[Any], int]) -> int:
