@@ -15,6 +15,7 @@ from polyprag import Document, Module, Store, StoreSpec
 from polyprag.cli.exits import ExitCode
 from polyprag.errors import InvalidInput, UnknownId, Unrouted
 from polyprag.inspection import draw, evenness, facets, map_of, nearest
+from polyprag.pictures import heat_map
 
 HOSTILE = "<script>alert(\"x\")</script> & 'quoted'"
 LAYERS = [f"model.layers.{n}.mlp.{kind}_proj" for n in range(3) for kind in ("up", "down")]
@@ -151,3 +152,10 @@ def test_the_page_needs_no_other_and_runs_nothing(
         writer.delete(["a", "b", "c"])
     assert run("inspect", store, "--html", empty)[0] == 0
     assert Page(empty.read_text()).tags.count("svg") == 1
+
+
+def test_weights_of_any_sign(tmp_path: Path) -> None:
+    w = np.array([[[0.5, -0.5, 0, 0]], [[-0.5, 0.5, 0, 0]]], dtype=np.float32)
+    assert evenness(w).tolist() == pytest.approx([0.5, 0.5])
+    assert "--cold" in heat_map(w[0], ["0"], "x")
+    assert "--cold" not in heat_map(np.abs(w[0]), ["0"], "x")

@@ -122,9 +122,10 @@ def evenness(weights: NDArray[np.float32]) -> NDArray[np.float64]:
     """How evenly routes [..., groups, experts] spread: 1 for all experts alike, 1 / experts for one alone.
 
     The exponential of the entropy of each group (the effective number of experts), as a share of K, averaged
-    over groups.
+    over groups. Of weights of any sign (phi ``linear``) their sizes count.
     """
-    w = np.clip(weights.astype(np.float64), 1e-12, None)
+    w = np.clip(np.abs(weights.astype(np.float64)), 1e-12, None)
+    w /= w.sum(-1, keepdims=True)
     spread: NDArray[np.float64] = np.exp(-(w * np.log(w)).sum(-1)).mean(-1) / weights.shape[-1]
     return spread
 
