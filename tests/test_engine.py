@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from polyprag import Combination, Document, Store
 from polyprag.engine import Answer, Engine
 from polyprag.errors import BaseModelMismatch, BaseModelMissing, InvalidInput, StoreClosed
+from polyprag.forms import FormChoice, FormCosts
+from polyprag.generation import GenerationSettings, Spent
 from polyprag.models import BaseModel, fingerprint
 
 NAMES = ["amber", "birch", "coral", "denim", "ebony", "fjord", "grove", "haven"]
@@ -144,18 +147,74 @@ def test_questions_that_ask_nothing_are_refused(engine: Engine) -> None:
         engine.ask("amber", rule="best")  # type: ignore[arg-type]
 
 
-def test_eight_threads_get_the_answers_computed_alone(engine: Engine) -> None:
-    expected = [engine.ask(q, k=k, max_new_tokens=8).text for q in QUESTIONS[:2] for k in (1, 2)]
+def test_rows_with_and_without_a_route_share_a_batch(engine: Engine) -> None:
+    routes = [engine.store.routes([f"d{i}"])[0] for i in range(3)]
+    given = [routes[0], None, routes[1], None, routes[2]]
+    questions = QUESTIONS[:5]
+    alone = [engine.answer([q], [route])[0] for q, route in zip(questions, given, strict=True)]
+    assert engine.answer(questions, given) == alone
+    spent: dict[int, Spent] = {}
+    settings = GenerationSettings(6, temperature=1.0, sequences=2)
+    made = engine.generate(["Q", "QQ"], [None, routes[0]], settings, spent=spent)
+    assert len(made) == 4
+    assert [spent[i].prompt_tokens for i in range(2)] == [1, 2]
+    with pytest.raises(InvalidInput, match="1 routes for 2 prompts"):
+        engine.generate(["Q", "Q"], [None])
 
-    def ask(order: int) -> list[str]:
-        texts = [""] * len(expected)
-        for step in range(len(expected)):
-            place = (step + order) % len(expected)
-            texts[place] = engine.ask(QUESTIONS[place // 2], k=1 + place % 2, max_new_tokens=8).text
-        return texts
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(texts == expected for texts in pool.map(ask, range(8)))
+def test_an_answer_comes_in_pieces_and_then_whole(engine: Engine) -> None:
+    for question in ("Where is the coral?", "haven", "?!"):
+        *pieces, last = engine.stream(question, k=1, max_new_tokens=8)
+        expected = engine.ask(question, k=1, max_new_tokens=8)
+        assert isinstance(last, Answer)
+        assert essence(last) == essence(expected)
+        assert "".join(map(str, pieces)).strip() == expected.text
+    with pytest.raises(InvalidInput, match="k is at least 1"):
+        next(engine.stream("amber", k=0))
+
+
+@pytest.mark.parametrize("form", ["merged", "auto"])
+def test_every_form_gives_the_same_answers(
+    path: Path, tiny_base: BaseModel, form: Any, make_store: MakeStore, tmp_path: Path
+) -> None:
+    with Engine.open(path, tiny_base) as engine:
+        expected = [engine.ask(q).text for q in QUESTIONS]
+    with Engine.open(path, tiny_base, form=form) as engine:
+        for _ in range(3):
+            assert [engine.ask(q).text for q in QUESTIONS] == expected
+        assert [a.text for a in engine.ask_batch(QUESTIONS)] == expected
+        if form == "merged":
+            assert len(engine.forms.merged) == len(QUESTIONS) - 1, "one document has no route"
+    assert len(engine.forms.merged) == 0
+
+
+def test_sixteen_threads_get_the_answers_computed_alone(path: Path, tiny_base: BaseModel) -> None:
+    """Each its own routes, alone, in batches and in streams, in both forms at once."""
+    with Engine.open(path, tiny_base, form="auto") as engine:
+        engine.forms = FormChoice(engine.routed, "auto", 1 << 20, FormCosts(merge=1, step=0.03, token=0))
+        expected = [[engine.ask(q, k=k, max_new_tokens=6).text for k in (1, 2)] for q in QUESTIONS[:3]]
+        barrier = Barrier(16)
+
+        def ask(number: int) -> list[list[str]]:
+            barrier.wait(60)
+            found = [["", ""] for _ in expected]
+            for step in range(len(expected) * 2):
+                question, k = divmod((step + number) % (len(expected) * 2), 2)
+                options: Any = {"k": k + 1, "max_new_tokens": 6}
+                if number % 3 == 0:
+                    *_, last = engine.stream(QUESTIONS[question], **options)
+                    assert isinstance(last, Answer)
+                    found[question][k] = last.text
+                elif number % 3 == 1:
+                    found[question][k] = engine.ask(QUESTIONS[question], **options).text
+                else:
+                    others = [QUESTIONS[(number + i) % len(QUESTIONS)] for i in range(2)]
+                    found[question][k] = engine.ask_batch([QUESTIONS[question], *others], **options)[0].text
+            return found
+
+        with ThreadPoolExecutor(16) as pool:
+            assert all(found == expected for found in pool.map(ask, range(16)))
+        assert len(engine.forms.merged) > 0
 
 
 # --- opening and closing ----------------------------------------------------------------------------

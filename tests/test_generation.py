@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,9 +13,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from polyprag.errors import InvalidInput
-from polyprag.generation import GenerationSettings, generate
+from polyprag.generation import GenerationSettings, Spent, generate, stream
 from polyprag.layers import RoutedModel
-from polyprag.models import BaseModel
+from polyprag.models import BaseModel, chat_prompt
 
 PROMPTS = ["Where is Ost?", "A", "Who built the mill of red brick, and when was it built?", "Why?", "1761 "]
 PREFIX = "Title: Tarn Mill\nText: The mill stands in Ost.\n\n"
@@ -103,11 +106,11 @@ def test_no_prompts_give_nothing(base: BaseModel) -> None:
 
 
 @pytest.fixture
-def scripted(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], BaseModel]:
-    """The tiny model, made to continue each prompt with a given text and then to end."""
+def scripted(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BaseModel]:
+    """The tiny model, or another, made to continue each prompt with a given text and then to end."""
 
-    def script(answers: dict[str, str]) -> BaseModel:
-        tokenizer = tiny_base.tokenizer
+    def script(answers: dict[str, str], base: BaseModel = tiny_base) -> BaseModel:
+        tokenizer = base.tokenizer
         table = {}
         for prompt, answer in answers.items():
             ids = [*tokenizer(answer).input_ids, tokenizer.eos_token_id]
@@ -121,13 +124,13 @@ def scripted(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Callable[
                 forced[row, table.get(text, tokenizer("#").input_ids[0])] = 0.0
             return forced
 
-        original = tiny_base.model.generate
+        original = base.model.generate
         monkeypatch.setattr(
-            tiny_base.model,
+            base.model,
             "generate",
-            lambda *args, **kwargs: original(*args, logits_processor=[processor], **kwargs),
+            lambda *args, **kwargs: original(*args, **{"logits_processor": [processor], **kwargs}),
         )
-        return tiny_base
+        return base
 
     return script
 
@@ -194,3 +197,220 @@ def test_sampling_leaves_the_callers_random_numbers_alone(base: BaseModel) -> No
     torch.manual_seed(5)
     texts(base, PROMPTS, GenerationSettings(3, (), temperature=1.0, seed=1))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_nothing_seeds_or_draws_from_the_global_generator(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the global generator is everybody's")
+
+    for name in ("manual_seed", "seed", "set_rng_state"):
+        monkeypatch.setattr(torch, name, refuse)
+        monkeypatch.setattr(torch.random, name, refuse)
+    before = torch.get_rng_state()
+    for settings in (SETTINGS, GenerationSettings(3, (), temperature=1.0)):
+        texts(base, PROMPTS, settings)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_sample_is_the_same_in_every_batch(base: BaseModel) -> None:
+    def sample(batch_size: int, sequences: int = 1) -> list[tuple[int, str]]:
+        settings = GenerationSettings(
+            8, (), temperature=1.5, top_k=30, seed=3, batch_size=batch_size, sequences=sequences
+        )
+        return sorted(generate(base, PROMPTS, settings), key=lambda found: found[0])
+
+    expected = sample(5)
+    assert sample(1) == sample(2) == expected
+    several = sample(2, 3)
+    assert [i for i, _ in several] == [i for i in range(len(PROMPTS)) for _ in range(3)]
+    assert several[::3] == expected
+    assert len({text for _, text in several}) > 2 * len(PROMPTS)
+
+
+def test_samples_are_drawn_by_their_probabilities(
+    scripted_scores: Callable[[list[float]], BaseModel],
+) -> None:
+    base = scripted_scores([0.5, 0.3, 0.15, 0.05])
+    count = 2000
+
+    def shares(**cuts: Any) -> list[float]:
+        settings = GenerationSettings(1, (), temperature=1.0, batch_size=500, sequences=count, **cuts)
+        found = [text for _, text in generate(base, ["Q"], settings)]
+        return [found.count(letter) / count for letter in "abcd"]
+
+    # Four standard deviations of a share are at most .045.
+    assert shares(top_p=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.045)
+    assert shares(top_p=1.0, top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=0.045)
+    assert shares(top_p=0.9) == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0], abs=0.045)
+
+
+@pytest.fixture
+def scripted_scores(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[list[float]], BaseModel]:
+    """The tiny model, whose next token is always a, b, c ... with the given probabilities."""
+
+    def script(probabilities: list[float]) -> BaseModel:
+        letters = tiny_base.tokenizer("abcdefgh"[: len(probabilities)]).input_ids
+
+        def fixed(module: Any, args: Any, output: Any) -> Any:
+            output.logits = torch.full_like(output.logits, -1e9)
+            output.logits[..., letters] = torch.tensor(probabilities).log()
+            return output
+
+        tiny_base.model.register_forward_hook(fixed)
+        return tiny_base
+
+    return script
+
+
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+def test_beams_are_those_of_each_prompt_alone(base: BaseModel, prefix: str) -> None:
+    settings = GenerationSettings(6, (), batch_size=3, beams=3, sequences=2)
+    more: dict[str, Any] = {"prefix": prefix}
+    routes = None
+    if not prefix:
+        more["routed"], more["routes"] = routed, routes = routed_model(base, len(PROMPTS))
+    found = sorted(generate(base, PROMPTS, settings, **more), key=lambda pair: pair[0])
+    expected = []
+    for i, prompt in enumerate(PROMPTS):
+        ids = torch.tensor([base.tokenizer(prefix + prompt).input_ids])
+        options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "do_sample": False}
+        with torch.no_grad(), routed.route(routes[i : i + 1]) if routes is not None else nullcontext():
+            made = base.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, pad_token_id=0, **options
+            )
+        decoded = base.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+        expected += [(i, text.lstrip()) for text in decoded]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"stop": ("\n", "")},
+        {"beams": 2, "temperature": 1.0},
+        {"sequences": 2},
+        {"sequences": 3, "beams": 2},
+        {"batch_size": 0},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        GenerationSettings(**wrong)
+
+
+def test_prompts_may_be_tokens(base: BaseModel) -> None:
+    tokens = [base.tokenizer(p).input_ids for p in PROMPTS]
+    assert dict(generate(base, tokens, SETTINGS)) == dict(generate(base, PROMPTS, SETTINGS))
+    with pytest.raises(InvalidInput, match="prompt 2 of 2 has no token"):
+        dict(generate(base, [tokens[0], []], SETTINGS))
+
+
+# Streams
+
+
+def pieces_of(base: BaseModel, prompts: list[str], settings: GenerationSettings) -> list[list[str]]:
+    found: list[list[str]] = [[] for _ in prompts]
+    for i, piece in stream(base, prompts, settings):
+        assert piece
+        found[i].append(piece)
+    return found
+
+
+def test_a_stream_gives_each_rows_text_in_pieces(base: BaseModel) -> None:
+    routed, routes = routed_model(base, len(PROMPTS))
+    expected = texts(base, PROMPTS, SETTINGS, routed=routed, routes=routes)
+    found = [""] * len(PROMPTS)
+    order = []
+    for i, piece in stream(base, PROMPTS, SETTINGS, routed=routed, routes=routes):
+        found[i] += piece
+        order.append(i)
+    assert found == expected
+    assert order[:4] == [2, 0, 2, 0], "two rows of a batch, token by token; the longest first"
+
+
+@pytest.mark.parametrize(
+    ("said", "pieces"),
+    [
+        ("ab\nText: more", ["a", "b"]),
+        ("ab\nTex", ["a", "b", "\nTex"]),
+        ("a\nTe\nText:", ["a", "\nTe"]),
+        ("\n\n ab", ["a", "b"]),
+        ("", []),
+    ],
+)
+def test_a_stream_holds_back_what_may_become_a_stop_string(
+    scripted: Callable[..., BaseModel], said: str, pieces: list[str]
+) -> None:
+    base = scripted({"Q": said})
+    settings = GenerationSettings(max_new_tokens=40, stop=("\nText:",))
+    assert pieces_of(base, ["Q"], settings) == [pieces]
+    assert texts(base, ["Q"], settings) == ["".join(pieces)]
+
+
+def test_a_stream_gives_no_part_of_a_character(
+    scripted: Callable[..., BaseModel], build_model: Callable[..., PreTrainedModel]
+) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {c: i for i, c in enumerate(["<pad>", "<end>", *alphabet])}
+    tokens = Tokenizer(models.BPE(vocabulary, [], unk_token=None))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    bytewise = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", eos_token="<end>")
+    base = BaseModel(build_model(vocab_size=len(vocabulary)), bytewise, "bytes")
+    base = scripted({"Q": "é 東 🏝 a"}, base)
+    assert pieces_of(base, ["Q"], GenerationSettings(40)) == [["é", " ", "東", " ", "🏝", " ", "a"]]
+    assert pieces_of(base, ["Q"], GenerationSettings(5)) == [["é", " ", "\N{REPLACEMENT CHARACTER}"]]
+
+
+def test_closing_a_stream_ends_its_generation(base: BaseModel) -> None:
+    steps = []
+    base.model.register_forward_hook(lambda *_: steps.append(1))
+    running = stream(base, ["Where is Ost?"], GenerationSettings(200, ()))
+    next(running)
+    running.close()
+    assert not any(t.name == "polyprag-stream" for t in threading.enumerate())
+    assert len(steps) < 100
+
+
+def test_what_fails_in_a_stream_is_raised_where_it_is_read(base: BaseModel) -> None:
+    routed, routes = routed_model(base, 2)
+    with pytest.raises(InvalidInput, match="2 routes for 1 prompts"):
+        list(stream(base, ["Q"], SETTINGS, routed=routed, routes=routes))
+    with pytest.raises(InvalidInput, match="beams"):
+        list(stream(base, ["Q"], GenerationSettings(beams=2)))
+
+
+def test_what_a_text_took_says_whether_it_ended(scripted: Callable[..., BaseModel]) -> None:
+    base = scripted({"Q1": "abcdef", "Q2": "ab\ncdef", "Q3": "abcd", "Q4": "abc\n"})
+    spent: dict[int, Spent] = {}
+    texts(base, ["Q1", "Q2", "Q3", "Q4"], GenerationSettings(4), spent=spent)
+    assert [spent[i].ended for i in range(4)] == [False, True, False, True]
+    assert [spent[i].new_tokens for i in range(4)] == [4, 3, 4, 4]
+    assert [spent[i].prompt_tokens for i in range(4)] == [2] * 4
+
+
+def test_a_conversation_is_written_by_the_models_template(tiny_base: BaseModel) -> None:
+    messages = [{"role": "user", "content": "Where is Ost?"}]
+    with pytest.raises(InvalidInput, match="no chat template"):
+        chat_prompt(tiny_base, messages)
+    tokenizer = copy.deepcopy(tiny_base.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ raise_exception('no system') if m.role == 'system' else '' }}"
+        "[{{ m.role }}]{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = BaseModel(tiny_base.model, tokenizer, "chat")
+    ids = chat_prompt(chat, messages)
+    assert ids == tokenizer("[user]Where is Ost?\n[assistant]").input_ids
+    assert texts(chat, [ids], SETTINGS) == texts(chat, ["[user]Where is Ost?\n[assistant]"], SETTINGS)  # type: ignore[list-item]
+    with pytest.raises(InvalidInput, match="no system"):
+        chat_prompt(chat, [{"role": "system", "content": "Be brief."}])

@@ -1,18 +1,19 @@
 """The engine: question -> documents -> routes -> one combined route -> answer.
 
 The experts are attached to the base model once, when the engine opens. A question costs one BM25 search
-and one route; nothing is loaded or merged for it, and every row of a batch has its own route.
+and one route; nothing is loaded for it, and every row of a batch has its own route. One engine serves many
+threads: a route is an argument of a call, and no call changes what another sees.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from typing_extensions import Self
 
 from polyprag._polyprag import Hit, Store
 from polyprag.errors import BaseModelMissing, InvalidInput, StoreClosed
-from polyprag.generation import GenerationSettings, Spent, generate
-from polyprag.layers import Mixing, ModuleShape, RoutedModel
+from polyprag.forms import Form, FormChoice
+from polyprag.generation import GenerationSettings, OnText, Prompt, Spent, generate, stream, token_ids
+from polyprag.layers import Merged, Mixing, ModuleShape, RoutedModel
 from polyprag.models import (
     SMALL_MODEL,
     BaseModel,
@@ -34,6 +36,10 @@ from polyprag.models import (
 from polyprag.routing import CombinationRule, combination_weights
 
 ANSWERS = GenerationSettings(max_new_tokens=32)
+MERGED_BYTES = 1 << 30
+
+#: The route [groups, K] of a prompt; None is the bare base model.
+Route: TypeAlias = NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,20 @@ class Engine:
     ...     print(engine.ask("Where was Ilsabet Corrow born?").text)
     """
 
-    def __init__(self, store: Store, base: BaseModel, routed: RoutedModel, *, owns_store: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        base: BaseModel,
+        routed: RoutedModel,
+        *,
+        owns_store: bool,
+        form: Form = "gates",
+        merged_bytes: int = MERGED_BYTES,
+    ) -> None:
         self.store = store
         self.base = base
         self.routed = routed
+        self.forms = FormChoice(routed, form, merged_bytes)
         self._owns_store = owns_store
         self._closed = False
 
@@ -88,12 +104,17 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         allow_base_mismatch: bool = False,
+        form: Form = "gates",
+        merged_bytes: int = MERGED_BYTES,
     ) -> Engine:
         """Open a store and its base model, and attach the experts.
 
         Args:
             model: a name, a path, a loaded model, or None: the model that the store names, if it is
                 installed or cached here. It is never downloaded on the word of a store.
+            form: how routes are used: ``gates``, ``merged``, or ``auto``, what is sooner done by times
+                measured here (:mod:`polyprag.forms`).
+            merged_bytes: what the merged routes that are kept may take, the last used ones.
 
         Raises:
             BaseModelMissing, BaseModelMismatch, and what ``Store.open`` raises.
@@ -104,11 +125,15 @@ class Engine:
             base = base_model_of(opened, model, device=device, dtype=dtype)
             check_fingerprint(opened.spec.base_model, base, allow_base_mismatch=allow_base_mismatch)
             routed = attach_store(base, opened)
+            try:
+                return cls(opened, base, routed, owns_store=owns, form=form, merged_bytes=merged_bytes)
+            except BaseException:
+                routed.detach()
+                raise
         except BaseException:
             if owns:
                 opened.close()
             raise
-        return cls(opened, base, routed, owns_store=owns)
 
     def ask(
         self,
@@ -142,20 +167,11 @@ class Engine:
         Raises:
             InvalidInput: an empty question, or k below 1.
         """
-        for number, question in enumerate(questions):
-            if not question.strip():
-                raise InvalidInput(f"question {number + 1} of {len(questions)} is empty")
-        combination = self.store.spec.combination
-        k = combination.k if k is None else k
-        if k < 1:
-            raise InvalidInput(f"k is at least 1, not {k}")
-        rule = rule or cast(CombinationRule, combination.rule)
-        temperature = combination.temperature if temperature is None else temperature
-
+        combination = self._combination(questions, k, rule, temperature)
         started = time.perf_counter()
-        found = self.store.search_many(list(questions), k)
+        found = self.store.search_many(list(questions), combination.k)
         retrieved = time.perf_counter()
-        mixed = [self.combine(hits, rule, temperature) for hits in found]
+        mixed = [self.combine(hits, combination.rule, combination.temperature) for hits in found]
         routed = time.perf_counter()
         texts = self.answer(list(questions), [route for route, _ in mixed], max_new_tokens=max_new_tokens)
         generated = time.perf_counter()
@@ -167,9 +183,56 @@ class Engine:
             for question, text, hits, (_, weights) in zip(questions, texts, found, mixed, strict=True)
         ]
 
+    def stream(
+        self,
+        question: str,
+        *,
+        k: int | None = None,
+        rule: CombinationRule | None = None,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[str | Answer]:
+        """The pieces of an answer as they come, and last the whole :class:`Answer`; see :meth:`ask_batch`.
+
+        Closing the iterator ends the generation.
+        """
+        combination = self._combination([question], k, rule, temperature)
+        started = time.perf_counter()
+        (hits,) = self.store.search_many([question], combination.k)
+        retrieved = time.perf_counter()
+        route, weights = self.combine(hits, combination.rule, combination.temperature)
+        routed = time.perf_counter()
+        text = ""
+        for _, piece in self.stream_prompts([question_prompt(question)], [route], _answers(max_new_tokens)):
+            text += piece
+            yield piece
+        timings = Timings(retrieved - started, routed - retrieved, time.perf_counter() - routed)
+        yield Answer(question, answer_text(text), self._sources(hits, weights), timings)
+
+    def _combination(
+        self,
+        questions: Sequence[str],
+        k: int | None,
+        rule: CombinationRule | None,
+        temperature: float | None,
+    ) -> _Combined:
+        """How documents are combined: as asked, or as the store was trained for."""
+        for number, question in enumerate(questions):
+            if not question.strip():
+                raise InvalidInput(f"question {number + 1} of {len(questions)} is empty")
+        own = self.store.spec.combination
+        k = own.k if k is None else k
+        if k < 1:
+            raise InvalidInput(f"k is at least 1, not {k}")
+        return _Combined(
+            k,
+            rule or cast(CombinationRule, own.rule),
+            own.temperature if temperature is None else temperature,
+        )
+
     def combine(
         self, hits: Sequence[Hit], rule: CombinationRule, temperature: float
-    ) -> tuple[NDArray[np.float32] | None, dict[str | int, float]]:
+    ) -> tuple[Route, dict[str | int, float]]:
         """The combined route [groups, K] of the hits that have one, and each one's weight; else None."""
         usable = [hit for hit in hits if self.store.is_routed(hit.id)]
         if not usable:
@@ -182,7 +245,7 @@ class Engine:
     def answer(
         self,
         questions: Sequence[str],
-        routes: Sequence[NDArray[np.float32] | None],
+        routes: Sequence[Route],
         *,
         passages: Sequence[list[str]] | None = None,
         max_new_tokens: int | None = None,
@@ -198,37 +261,85 @@ class Engine:
         Raises:
             StoreClosed: the engine was closed; without its experts the model would answer by itself.
         """
+        given = passages or [[]] * len(questions)
+        prompts = [question_prompt(q, p) for q, p in zip(questions, given, strict=True)]
+        texts = self.generate(prompts, routes, _answers(max_new_tokens), spent=spent)
+        return [answer_text(text) for text in texts]
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        routes: Sequence[Route],
+        settings: GenerationSettings = ANSWERS,
+        *,
+        spent: dict[int, Spent] | None = None,
+        on_text: OnText | None = None,
+    ) -> list[str]:
+        """The continuation of each prompt under the route beside it, ``settings.sequences`` of each.
+
+        Prompts are texts, or tokens such as :func:`polyprag.models.chat_prompt` gives. For many threads.
+
+        Args:
+            routes: [groups, K] each; None is the bare base model. They may be mixed.
+            spent: is given, under each prompt's place, what its continuation took.
+            on_text: is called with a prompt's place and each piece of text as it comes, in this thread; what
+                it raises ends the generation.
+
+        Raises:
+            StoreClosed: the engine was closed; without its experts the model would answer by itself.
+            InvalidInput: as :func:`polyprag.generation.generate`.
+        """
+        spent = {} if spent is None else spent
+        rows, chosen = self._prepared(prompts, routes, settings)
+        made = generate(
+            self.base, rows, settings, routed=self.routed, routes=chosen, spent=spent, on_text=on_text
+        )
+        found: list[list[str]] = [[] for _ in rows]
+        for place, text in made:
+            found[place].append(text)
+        self._learn(spent, settings)
+        return [text for texts in found for text in texts]
+
+    def stream_prompts(
+        self,
+        prompts: Sequence[Prompt],
+        routes: Sequence[Route],
+        settings: GenerationSettings = ANSWERS,
+        *,
+        spent: dict[int, Spent] | None = None,
+    ) -> Iterator[tuple[int, str]]:
+        """As :meth:`generate`, but yields (place, piece) as the pieces come; closing the iterator ends it."""
+        spent = {} if spent is None else spent
+        rows, chosen = self._prepared(prompts, routes, settings)
+        yield from stream(self.base, rows, settings, routed=self.routed, routes=chosen, spent=spent)
+        self._learn(spent, settings)
+
+    def _prepared(
+        self, prompts: Sequence[Prompt], routes: Sequence[Route], settings: GenerationSettings
+    ) -> tuple[list[list[int]], torch.Tensor | Merged | None]:
+        """The tokens of prompts, and their routes in the form that suits them."""
         if self._closed:
             raise StoreClosed("the engine was closed; open another one")
-        settings = replace(ANSWERS, max_new_tokens=max_new_tokens or ANSWERS.max_new_tokens)
-        prompts = [
-            question_prompt(q, p) for q, p in zip(questions, passages or [[]] * len(questions), strict=True)
-        ]
-        texts = [""] * len(prompts)
-        for with_route in (True, False):
-            rows = [i for i, route in enumerate(routes) if (route is not None) == with_route]
-            if not rows:
-                continue
-            batch = torch.from_numpy(np.stack([routes[i] for i in rows])) if with_route else None  # type: ignore[misc]
-            took: dict[int, Spent] = {}
-            done = generate(
-                self.base,
-                [prompts[i] for i in rows],
-                settings,
-                routed=self.routed,
-                routes=batch,
-                spent=took,
-            )
-            for position, text in done:
-                texts[rows[position]] = answer_text(text)
-            if spent is not None:
-                spent.update((rows[position], each) for position, each in took.items())
-        return texts
+        if len(prompts) != len(routes):
+            raise InvalidInput(f"{len(routes)} routes for {len(prompts)} prompts: give one for each, or None")
+        rows = [token_ids(self.base, prompt) for prompt in prompts]
+        if all(route is None for route in routes):
+            return rows, None
+        # A route of zeros is the base model.
+        nothing = np.zeros(self.routed.route_shape, dtype=np.float32)
+        batch = torch.from_numpy(np.stack([nothing if route is None else route for route in routes]))
+        tokens = sum(map(len, rows)) * settings.sequences
+        return rows, self.forms.choose(batch, tokens, settings.max_new_tokens)
+
+    def _learn(self, spent: dict[int, Spent], settings: GenerationSettings) -> None:
+        for each in spent.values():
+            self.forms.took(each.new_tokens / settings.sequences, settings.max_new_tokens)
 
     def close(self) -> None:
         """Detach the experts, and close the store if the engine opened it."""
         self._closed = True
         self.routed.detach()
+        self.forms.merged.clear()
         if self._owns_store:
             self.store.close()
 
@@ -250,6 +361,17 @@ class Engine:
             Source(hit.id, document.title, hit.score, weights.get(hit.id, 0.0))
             for hit, document in zip(hits, documents, strict=True)
         )
+
+
+@dataclass(frozen=True)
+class _Combined:
+    k: int
+    rule: CombinationRule
+    temperature: float
+
+
+def _answers(max_new_tokens: int | None) -> GenerationSettings:
+    return ANSWERS if max_new_tokens is None else replace(ANSWERS, max_new_tokens=max_new_tokens)
 
 
 def attach_store(base: BaseModel, store: Store) -> RoutedModel:

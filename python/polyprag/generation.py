@@ -1,27 +1,59 @@
-"""Batched generation from a base model: prompts in, continuations out, in the order of the prompts."""
+"""Batched generation from a base model: prompts in, continuations out, each under a route of its own.
+
+The batches run through transformers' ``generate``: its caches, padding, beams and attention kernels. What it
+lacks is here: text row by row as it comes, stop strings that are cut off, and sampling that neither touches
+torch's global generator nor depends on what else is in the batch.
+"""
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import inspect
+import math
+import queue
+import random
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from polyprag.errors import InvalidInput
-from polyprag.layers import RoutedModel
+from polyprag.layers import Merged, RoutedModel
 from polyprag.models import BaseModel
+
+#: A text, or its tokens as they are (see :func:`polyprag.models.chat_prompt`).
+Prompt: TypeAlias = str | Sequence[int]
+#: Takes the index of a prompt and the next piece of its continuation.
+OnText: TypeAlias = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How to decode: greedy unless a temperature is given; a stop string ends a row and is cut off."""
+    """How to decode: greedy, unless there is a temperature or there are beams.
+
+    ``stop``: strings that end a continuation, past leading blanks, and are cut off.
+    ``temperature``: samples; each continuation is drawn by a generator of its own, from ``seed`` and its
+    number, so it is the same in every batch. ``top_p`` and ``top_k`` (0: all) are the usual cuts.
+    ``batch_size``: prompts at a time.
+    ``beams``: of beam search. ``sequences``: continuations for each prompt: its best beams, or samples.
+    """
 
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
@@ -29,6 +61,28 @@ class GenerationSettings:
     top_p: float = 0.95
     seed: int = 0
     batch_size: int = 16
+    top_k: int = 0
+    beams: int = 1
+    sequences: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "beams", "sequences"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is at least 1, not {getattr(self, name)}")
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InvalidInput(f"temperature is a number of at least 0, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InvalidInput(f"top_p is above 0 and at most 1, not {self.top_p}")
+        if self.top_k < 0:
+            raise InvalidInput(f"top_k is at least 1, or 0 for all tokens, not {self.top_k}")
+        if "" in self.stop:
+            raise InvalidInput("a stop string is empty, which every text contains")
+        if self.temperature and self.beams > 1:
+            raise InvalidInput("beam search does not sample: give a temperature or beams, not both")
+        if self.sequences > max(self.beams, 1) and not self.temperature:
+            raise InvalidInput(
+                f"{self.sequences} sequences of a prompt: give as many beams, or a temperature to sample"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,52 +90,126 @@ class Spent:
     """What one continuation took: seconds, its share of its batch's, and tokens.
 
     prefill: until the first token is there; decode: the rest. prompt_tokens: with the prefix.
+    new_tokens: of all its sequences. ended: by a stop string or an end of text, not by the limit of tokens
+    (every one of them).
     """
 
     prefill: float
     decode: float
     prompt_tokens: int
     new_tokens: int
+    ended: bool = True
 
 
 def generate(
     base: BaseModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     settings: GenerationSettings,
     *,
     routed: RoutedModel | None = None,
-    routes: Tensor | None = None,
+    routes: Tensor | Merged | None = None,
     prefix: str = "",
     spent: dict[int, Spent] | None = None,
+    on_text: OnText | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Yield (index, continuation) for every prompt, batch by batch, long prompts first.
 
+    May run in many threads at once. What ``settings.sequences`` asks for comes one after the other.
+
     Args:
-        routes: [len(prompts), groups, K], the route of each prompt, used through ``routed``.
+        routes: [len(prompts), groups, K], the route of each prompt, used through ``routed``; or one route
+            of all prompts in merged form.
         prefix: a text that all prompts begin with; it is read by the model once.
         spent: is given, under each index, what its continuation took.
+        on_text: is called with every piece of text as soon as it is sure to belong to the continuation. What
+            it raises ends the generation.
+
+    Raises:
+        InvalidInput: routes that do not fit the prompts; an empty prompt; pieces of text of several
+            sequences or beams.
     """
     if routes is not None and routed is None:
         raise InvalidInput("routes need the routed model that uses them")
-    if routes is not None and len(routes) != len(prompts):
+    if isinstance(routes, Tensor) and len(routes) != len(prompts):
         raise InvalidInput(f"{len(routes)} routes for {len(prompts)} prompts: give one for each")
     if routes is not None and prefix:
         raise InvalidInput("a prefix is read once, without a route: prompts with routes cannot share one")
-    tokenizer = base.tokenizer
-    head = tokenizer(prefix, add_special_tokens=True).input_ids if prefix else []
-    rows = [tokenizer(p, add_special_tokens=not prefix).input_ids for p in prompts]
+    if on_text is not None and max(settings.beams, settings.sequences) > 1:
+        raise InvalidInput("text cannot be had as it comes from beams or of several sequences")
+    head = token_ids(base, prefix) if prefix else []
+    rows = [token_ids(base, p, alone=not prefix) for p in prompts]
+    if empty := next((i + 1 for i, row in enumerate(rows) if not head and not row), None):
+        raise InvalidInput(f"prompt {empty} of {len(rows)} has no token")
     cache = _read_prefix(base, head) if head else None
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), settings.batch_size):
-        batch = order[start : start + settings.batch_size]
+        numbers = order[start : start + settings.batch_size]
         scope: Any = nullcontext()
         if routed is not None and routes is not None:
-            scope = routed.route(routes[batch].to(base.device))
+            scope = routed.route(routes[numbers].to(base.device) if isinstance(routes, Tensor) else routes)
+        batch = _Batch(base, settings, head, cache, numbers, [rows[i] for i in numbers], on_text)
         with scope:
-            texts, took = _generate_batch(base, [rows[i] for i in batch], settings, head, cache, start)
+            texts = batch.run()
         if spent is not None:
-            spent.update(zip(batch, took, strict=True))
-        yield from zip(batch, texts, strict=True)
+            spent.update(batch.spent())
+        for place, number in enumerate(numbers):
+            for text in texts[place * settings.sequences : (place + 1) * settings.sequences]:
+                yield number, text
+
+
+def stream(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    settings: GenerationSettings,
+    *,
+    routed: RoutedModel | None = None,
+    routes: Tensor | Merged | None = None,
+    spent: dict[int, Spent] | None = None,
+) -> Iterator[tuple[int, str]]:
+    """Yield (index, piece) as the pieces come, of all prompts of a batch in turn; see :func:`generate`.
+
+    The pieces of a prompt make up its continuation. The model runs in a thread of its own; closing the
+    iterator ends that too, before the next piece.
+    """
+    pieces: queue.SimpleQueue[tuple[int, str] | BaseException | None] = queue.SimpleQueue()
+    closed = threading.Event()
+
+    def hand_on(number: int, piece: str) -> None:
+        if closed.is_set():
+            raise _Closed
+        pieces.put((number, piece))
+
+    def work() -> None:
+        try:
+            for _ in generate(
+                base, prompts, settings, routed=routed, routes=routes, spent=spent, on_text=hand_on
+            ):
+                pass
+            pieces.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again where the pieces are read
+            pieces.put(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="polyprag-stream")
+    thread.start()
+    try:
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        closed.set()
+        thread.join()
+
+
+class _Closed(Exception):
+    """Nobody reads a stream any more."""
+
+
+def token_ids(base: BaseModel, prompt: Prompt, *, alone: bool = True) -> list[int]:
+    """The tokens of a prompt; of a text with what the tokenizer puts before one that stands ``alone``."""
+    if isinstance(prompt, str):
+        return list(base.tokenizer(prompt, add_special_tokens=alone).input_ids)
+    return list(prompt)
 
 
 @torch.no_grad()
@@ -96,77 +224,218 @@ def _cache_argument(base: BaseModel) -> str:
     return "cache" if "cache" in inspect.signature(base.model.forward).parameters else "past_key_values"
 
 
-@torch.no_grad()
-def _generate_batch(
-    base: BaseModel,
-    rows: list[list[int]],
-    settings: GenerationSettings,
-    head: list[int],
-    prefix_cache: DynamicCache | None,
-    offset: int,
-) -> tuple[list[str], list[Spent]]:
-    width = max(len(row) for row in rows)
-    pad = base.tokenizer.pad_token_id
-    # The prefix, then the padding, then the prompt: positions count only what the mask lets through.
-    ids = torch.tensor([head + [pad] * (width - len(r)) + r for r in rows], device=base.device)
-    mask = torch.tensor(
-        [[1] * len(head) + [0] * (width - len(r)) + [1] * len(r) for r in rows], device=base.device
-    )
-    # A model's own settings (Qwen2.5: repetition_penalty 1.1) would punish answers that the prompt holds.
-    options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
-    options["no_repeat_ngram_size"] = 0
-    if settings.temperature:
-        options |= {
-            "do_sample": True,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "top_k": 0,
-        }
-    if prefix_cache is not None:
-        cache = copy.deepcopy(prefix_cache)
-        cache.batch_repeat_interleave(len(rows))
-        options[_cache_argument(base)] = cache
-    stop = _StopAt(base, ids.shape[1], settings.stop)
-    model: Any = base.model
-    started = time.perf_counter()
-    with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):
-        torch.manual_seed(settings.seed + offset)
+class _Batch:
+    """Some prompts, and what becomes of them in one call of ``generate``."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        settings: GenerationSettings,
+        head: list[int],
+        prefix_cache: DynamicCache | None,
+        numbers: list[int],
+        rows: list[list[int]],
+        on_text: OnText | None,
+    ) -> None:
+        self.base, self.settings = base, settings
+        self.head, self.prefix_cache = head, prefix_cache
+        self.numbers, self.rows = numbers, rows
+        # Beams are made from a row by ``generate``; samples are rows from the start.
+        self.copies = settings.sequences if settings.beams == 1 else 1
+        self.watch = _Watch(self, on_text)
+
+    @torch.no_grad()
+    def run(self) -> list[str]:
+        """All continuations, those of one prompt together."""
+        model: Any = self.base.model
+        ids, mask = self._inputs()
+        self.started = time.perf_counter()
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=settings.max_new_tokens,
-            pad_token_id=pad,
-            stopping_criteria=StoppingCriteriaList([stop]),
-            **options,
+            max_new_tokens=self.settings.max_new_tokens,
+            pad_token_id=self.base.tokenizer.pad_token_id,
+            stopping_criteria=StoppingCriteriaList([self.watch]),
+            **self._options(len(ids)),
         )
-    new = output[:, ids.shape[1] :]
-    texts = base.tokenizer.batch_decode(new, skip_special_tokens=True)
-    ended = time.perf_counter()
-    first = stop.first or ended
-    prefill, decode = (first - started) / len(rows), (ended - first) / len(rows)
-    lengths = (new != pad).sum(1).tolist()
-    took = [Spent(prefill, decode, len(head) + len(r), n) for r, n in zip(rows, lengths, strict=True)]
-    return [_cut(text, settings.stop) for text in texts], took
+        self.new = output[:, ids.shape[1] :].tolist()
+        texts = [
+            _cut(text, self.settings.stop)
+            for text in self.base.tokenizer.batch_decode(self.new, skip_special_tokens=True)
+        ]
+        self.watch.finish(texts)
+        self.ended = time.perf_counter()
+        return texts
+
+    def _inputs(self) -> tuple[Tensor, Tensor]:
+        width, pad = max(map(len, self.rows)), self.base.tokenizer.pad_token_id
+        rows = [row for row in self.rows for _ in range(self.copies)]
+        # The prefix, then the padding, then the prompt: positions count only what the mask lets through.
+        ids = [self.head + [pad] * (width - len(r)) + r for r in rows]
+        mask = [[1] * len(self.head) + [0] * (width - len(r)) + [1] * len(r) for r in rows]
+        return torch.tensor(ids, device=self.base.device), torch.tensor(mask, device=self.base.device)
+
+    def _options(self, rows: int) -> dict[str, Any]:
+        s = self.settings
+        # A model's own settings (Qwen2.5: repetition_penalty 1.1) would punish answers that the prompt holds.
+        options: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        options |= {"num_beams": s.beams, "num_return_sequences": s.sequences // self.copies}
+        if s.temperature:
+            names = [f"{s.seed}/{n}/{copy}" for n in self.numbers for copy in range(self.copies)]
+            options["logits_processor"] = LogitsProcessorList([_Sampler(s, names, self.base.device)])
+        if self.prefix_cache is not None:
+            cache = copy.deepcopy(self.prefix_cache)
+            cache.batch_repeat_interleave(rows * s.beams)
+            options[_cache_argument(self.base)] = cache
+        return options
+
+    def spent(self) -> Iterator[tuple[int, Spent]]:
+        """What each prompt took, by its number."""
+        first = self.watch.first or self.ended
+        prefill, decode = ((b - a) / len(self.rows) for a, b in ((self.started, first), (first, self.ended)))
+        pad, per = self.base.tokenizer.pad_token_id, self.settings.sequences
+        for place, number in enumerate(self.numbers):
+            new = self.new[place * per : (place + 1) * per]
+            yield (
+                number,
+                Spent(
+                    prefill,
+                    decode,
+                    len(self.head) + len(self.rows[place]),
+                    sum(token != pad for row in new for token in row),
+                    all(map(self._has_ended, new)),
+                ),
+            )
+
+    def _has_ended(self, new: list[int]) -> bool:
+        if len(new) < self.settings.max_new_tokens or not self.watch.ends.isdisjoint(new):
+            return True
+        text = str(self.base.tokenizer.decode(new, skip_special_tokens=True)).lstrip()
+        return any(s in text for s in self.settings.stop)
 
 
-def _cut(text: str, stop: tuple[str, ...]) -> str:
+def _cut(text: str, stop: Collection[str]) -> str:
     body = text.lstrip()
     ends = [at for s in stop if (at := body.find(s)) >= 0]
     return body[: min(ends)] if ends else body
 
 
-class _StopAt(StoppingCriteria):
-    """Ends a row once its continuation, past leading blanks, contains a stop string."""
+class _Watch(StoppingCriteria):
+    """Reads along: ends a row once its text, past leading blanks, contains a stop string, hands text on."""
 
-    def __init__(self, base: BaseModel, prompt_length: int, stop: tuple[str, ...]) -> None:
-        self.base = base
-        self.prompt_length = prompt_length
-        self.stop = stop
+    def __init__(self, batch: _Batch, on_text: OnText | None) -> None:
+        self.batch = batch
         self.first: float | None = None  # when the first token was there
+        ends = batch.base.model.generation_config.eos_token_id
+        self.ends = frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
+        self._width = len(batch.head) + max(map(len, batch.rows))
+        self._readers = [
+            _Reader(batch.base.tokenizer, batch.settings.stop, on_text, number)
+            for number in batch.numbers
+            for _ in range(batch.copies)
+        ]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ARG002 - as called
-        texts = self.base.tokenizer.batch_decode(input_ids[:, self.prompt_length :], skip_special_tokens=True)
+        if self.batch.settings.beams > 1:  # which change places: a row is not what it was
+            decode = self.batch.base.tokenizer.batch_decode
+            texts = decode(input_ids[:, self._width :], skip_special_tokens=True)
+            done = [any(s in text.lstrip() for s in self.batch.settings.stop) for text in texts]
+        else:
+            for reader, token in zip(self._readers, input_ids[:, -1].tolist(), strict=True):
+                reader.read(token, last=token in self.ends)
+            done = [reader.done for reader in self._readers]
         if self.first is None:
-            self.first = time.perf_counter()  # decoding has waited for the device
-        done = [any(s in text.lstrip() for s in self.stop) for text in texts]
+            self.first = time.perf_counter()  # reading has waited for the device
         return torch.tensor(done, device=input_ids.device)
+
+    def finish(self, texts: Sequence[str]) -> None:
+        """Hand on what was held back."""
+        if self.batch.settings.beams == 1:
+            for reader, text in zip(self._readers, texts, strict=True):
+                reader.finish(text)
+
+
+class _Reader:
+    """The text of one row, made from its tokens as they come."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], on_text: OnText | None, number: int
+    ) -> None:
+        self.done = False
+        self._tokenizer, self._stop, self._on_text, self._number = tokenizer, stop, on_text, number
+        self._longest = max(map(len, stop), default=1)
+        self._ids: list[int] = []
+        self._begin = self._read = 0
+        self._text = ""
+        self._given = 0
+
+    def read(self, token: int, *, last: bool) -> None:
+        if self.done:
+            return  # it is padding
+        if not self._stop and self._on_text is None:
+            self.done = last
+            return
+        self._ids.append(token)
+        old = len(self._text)
+        self._text = (self._text + self._decode()).lstrip()
+        begin = max(0, old - self._longest + 1)
+        found = [at for s in self._stop if (at := self._text.find(s, begin)) >= 0]
+        self.done = last or bool(found)
+        if self._on_text is not None:
+            self._give(min(found) if found else len(self._text) - self._unsure())
+
+    def finish(self, text: str) -> None:
+        """Give what of the whole ``text`` has not been given: it is sure now."""
+        self.done = True
+        if self._on_text is not None and text.startswith(self._text[: self._given]):
+            self._text = text
+            self._give(len(text))
+
+    def _decode(self) -> str:
+        """What the last token adds; nothing yet where it ends within a character.
+
+        With the tokens before it, since some tokenizers drop a blank at the beginning of a text.
+        """
+        before = self._tokenizer.decode(self._ids[self._begin : self._read], skip_special_tokens=True)
+        after = str(self._tokenizer.decode(self._ids[self._begin :], skip_special_tokens=True))
+        if after.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self._begin, self._read = self._read, len(self._ids)
+        return after[len(before) :]
+
+    def _unsure(self) -> int:
+        """How many characters at the end may be the beginning of a stop string."""
+        return max(
+            (n for s in self._stop for n in range(1, len(s)) if self._text.endswith(s[:n])),
+            default=0,
+        )
+
+    def _give(self, end: int) -> None:
+        if end > self._given and self._on_text is not None:
+            piece = self._text[self._given : end]
+            self._given = end
+            self._on_text(self._number, piece)
+
+
+class _Sampler(LogitsProcessor):
+    """Scores whose greatest is a sample of softmax(scores): by noise of the Gumbel distribution for each row.
+
+    What ``generate`` itself draws, all rows of all threads draw from torch's one global generator.
+    """
+
+    def __init__(self, settings: GenerationSettings, names: Sequence[str], device: torch.device) -> None:
+        self._cuts = LogitsProcessorList([TemperatureLogitsWarper(float(settings.temperature or 1))])
+        if settings.top_k:
+            self._cuts.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1:
+            self._cuts.append(TopPLogitsWarper(settings.top_p))
+        seeds = [random.Random(name).getrandbits(63) for name in names]
+        self._draws = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = self._cuts(input_ids, scores.float())  # type: ignore[arg-type]
+        noise = [
+            torch.empty_like(row).exponential_(generator=g)
+            for row, g in zip(scores, self._draws, strict=True)
+        ]
+        return scores - torch.stack(noise).log()

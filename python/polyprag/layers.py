@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
+from transformers.pytorch_utils import Conv1D
 
 from polyprag.errors import InvalidInput
 
@@ -162,6 +163,17 @@ class Routes:
         return scaled.expand(*w.shape, self.rank).flatten(-2)
 
 
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """One route in weights of its own, [out, in] by the name of a layer: see :meth:`RoutedModel.merge`."""
+
+    weights: Mapping[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        return sum(weight.nbytes for weight in self.weights.values())
+
+
 class RoutedLinear(nn.Module):
     """A frozen linear layer plus K latent experts of rank r, gated by the route of each row.
 
@@ -175,7 +187,7 @@ class RoutedLinear(nn.Module):
         shape: ModuleShape,
         width: int,
         mixing: Mixing,
-        route: ContextVar[Routes | None],
+        route: ContextVar[Routes | Merged | None],
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
@@ -189,8 +201,11 @@ class RoutedLinear(nn.Module):
         self.B = nn.Parameter(torch.zeros(width, shape.out_features, dtype=dtype, device=A.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
         routes = self._route.get()
+        if isinstance(routes, Merged):
+            bias: Any = self.base.bias
+            return functional.linear(x, routes.weights[self.shape.name], bias)
+        y: Tensor = self.base(x)
         if routes is None:
             return y
         h = functional.linear(x, self.A.to(x.dtype))
@@ -202,6 +217,36 @@ class RoutedLinear(nn.Module):
             h = h.view(*h.shape[:-1], -1, routes.rank)
             h = ((w * routes.scale) * (h * w).sum(-2, keepdim=True)).flatten(-2)
         return _plus_product(y, h, self.B)
+
+    @torch.no_grad()
+    def merged(self, routes: Routes) -> Tensor:
+        """The weight [out, in] that does what the layer does under the one route that there is.
+
+        The sum is added to the base weight in float32, and rounded once to its dtype.
+        """
+        weight = mergeable(self.base)
+        if weight is None:
+            raise InvalidInput(
+                f"{self.shape.name} is a {type(self.base).__name__}, whose weights cannot be merged"
+            )
+        w = routes.w[0, self.shape.group].to(weight.device, torch.float32).view(-1, 1, 1)
+        A, B = (p.float().view(len(w), routes.rank, -1) for p in (self.A, self.B))
+        if self.mixing == "factors":
+            A, B = (A * w).sum(0), (B * w).sum(0)
+        else:
+            A, B = A.flatten(0, 1), (B * w).flatten(0, 1)
+        return torch.addmm(weight.float(), B.T, A, alpha=routes.scale).to(weight.dtype)
+
+
+def mergeable(layer: nn.Module) -> Tensor | None:
+    """The weight of a linear layer as [out, in], if it is kept as numbers that can be added to."""
+    if type(layer) is nn.Linear:
+        weight = layer.weight
+    elif type(layer) is Conv1D:
+        weight = layer.weight.T
+    else:
+        return None
+    return weight if weight.is_floating_point() else None
 
 
 def _plus_product(y: Tensor, h: Tensor, down: Tensor) -> Tensor:
@@ -240,7 +285,7 @@ class RoutedModel:
         self,
         model: nn.Module,
         layers: dict[str, RoutedLinear],
-        route: ContextVar[Routes | None],
+        route: ContextVar[Routes | Merged | None],
         experts: int,
         rank: int,
         alpha: float,
@@ -281,7 +326,7 @@ class RoutedModel:
         if any(isinstance(m, RoutedLinear) for m in model.modules()):
             raise InvalidInput("the model has routed layers already: detach them first")
         shapes = _resolve(model, targets)
-        route: ContextVar[Routes | None] = ContextVar("route", default=None)
+        route: ContextVar[Routes | Merged | None] = ContextVar("route", default=None)
         layers = {}
         for shape in shapes:
             base = model.get_submodule(shape.name)
@@ -312,18 +357,34 @@ class RoutedModel:
         return [p for layer in self.layers.values() for p in (layer.A, layer.B)]
 
     @contextmanager
-    def route(self, w: Tensor) -> Iterator[None]:
-        """Calls of the model inside use the routes w [rows, groups, K]."""
+    def route(self, w: Tensor | Merged) -> Iterator[None]:
+        """Calls of the model inside use the routes w [rows, groups, K], or one that is merged already."""
+        token = self._route.set(w if isinstance(w, Merged) else self.routes(w))
+        try:
+            yield
+        finally:
+            self._route.reset(token)
+
+    def routes(self, w: Tensor) -> Routes:
         groups, experts = self.route_shape
         if w.ndim != 3 or w.shape[0] < 1 or w.shape[1:] != (groups, experts):
             raise InvalidInput(
                 f"a batch of routes is [rows, groups = {groups}, experts = {experts}], not {tuple(w.shape)}"
             )
-        token = self._route.set(Routes(w, self.rank, self.scale))
-        try:
-            yield
-        finally:
-            self._route.reset(token)
+        return Routes(w, self.rank, self.scale)
+
+    def merge(self, w: Tensor) -> Merged:
+        """The merged form of one route w [groups, K], to be used with :meth:`route`.
+
+        It takes as much memory as the routed layers themselves, and then costs nothing more than the base
+        model. The base model is not written to: there is nothing to restore, and other threads go on.
+        Experts that are loaded or trained later are not in it.
+
+        Raises:
+            InvalidInput: a layer is quantised.
+        """
+        routes = self.routes(w.unsqueeze(0))
+        return Merged({name: layer.merged(routes) for name, layer in self.layers.items()})
 
     def enable_checkpointing(self) -> None:
         """Keep no activations inside the model's blocks: the backward pass computes them again.
@@ -384,13 +445,13 @@ class RoutedModel:
 class _Again(AbstractContextManager[None]):
     """The value that a context variable had when this was made; to enter often, and in any thread."""
 
-    def __init__(self, variable: ContextVar[Routes | None]) -> None:
+    def __init__(self, variable: ContextVar[Routes | Merged | None]) -> None:
         self._variable = variable
         self._value = variable.get()
         self._entered = threading.local()
 
     def __enter__(self) -> None:
-        tokens: list[Token[Routes | None]] = self._entered.__dict__.setdefault("tokens", [])
+        tokens: list[Token[Routes | Merged | None]] = self._entered.__dict__.setdefault("tokens", [])
         tokens.append(self._variable.set(self._value))
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,6 +307,28 @@ def question_prompt(question: str, passages: list[str] | None = None) -> str:
     """The prompt whose continuation is the answer; with passages it is RAG's."""
     head = "".join(f"{p}\n\n" for p in passages or [])
     return f"{head}Question: {question.strip()}\nAnswer:"
+
+
+def chat_prompt(base: BaseModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The tokens of a conversation, up to where the model's next turn begins, by its own chat template.
+
+    Args:
+        messages: ``{"role": "system" | "user" | "assistant", "content": text}``, the oldest first.
+
+    Raises:
+        InvalidInput: the model has no chat template, or it takes no such messages.
+    """
+    from jinja2 import TemplateError
+
+    if not base.tokenizer.chat_template:
+        raise InvalidInput(f"{base.name} has no chat template: write its prompts as plain text")
+    try:
+        text = base.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, KeyError, TypeError) as error:
+        raise InvalidInput(f"the chat template of {base.name} takes no such messages: {error}") from error
+    return list(base.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def answer_text(generated: str) -> str:
