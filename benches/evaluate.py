@@ -35,20 +35,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, cast, get_args
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from common import machine
-from polyprag import Document, Module, Store, StoreSpec, recode
+from polyprag import Document, Store, recode
 from polyprag.augment import read_pairs
 from polyprag.corpus import UnifiedRow, content_id, read_unified
 from polyprag.encode import AUGMENTATION, Recipe, add, encode
 from polyprag.engine import Engine
 from polyprag.evaluation.controls import leaked
 from polyprag.evaluation.data import EvaluationSet, evaluation_set, popqa_rows, read_questions
+from polyprag.evaluation.footprint import Footprint
 from polyprag.evaluation.harness import Harness
-from polyprag.evaluation.report import DIFFERENCES, LABELS, Footprint, SystemResult
+from polyprag.evaluation.passages import text_store
+from polyprag.evaluation.report import DIFFERENCES, LABELS
+from polyprag.evaluation.results import SystemResult
 from polyprag.evaluation.run import Row, base_rows, store_rows
 from polyprag.evaluation.statistics import paired_difference
 from polyprag.jsonl import append_lines, read_jsonl, read_resumable
@@ -146,7 +148,7 @@ class Experiment:
 
     def run(self) -> None:
         done = {
-            (row["row"], row["codec"])
+            (row["row"], row["variant"])
             for row in read_resumable(self.arguments.json)
             if all(row.get(k) == v for k, v in self.key.items())
         }
@@ -156,37 +158,31 @@ class Experiment:
         if self.system == "base":
             with Store.open(self.texts) as store:
                 rows = base_rows(self.base, store, self.sample.questions, passages=self.arguments.passages)
-                self.ask(rows, done, "", {})
+                self.ask(rows, done, "", Footprint.of(store))
             return
-        for path in self.stores():
+        for variant, path in self.stores():
             with Engine.open(path, self.base) as engine:
-                codec = engine.store.spec.codec
                 rows = store_rows(
                     engine, self.sample.questions, passages=self.arguments.passages, seed=self.arguments.seed
                 )
-                if path.stem.startswith("codec-"):
-                    rows = [row for row in rows if row.name in CODEC_ROWS]
-                self.ask(rows, done, codec, Footprint.of(engine.store.info()).to_json())
+                rows = [row for row in rows if not variant or row.name in CODEC_ROWS]
+                self.ask(rows, done, variant, Footprint.of(engine.store))
 
     def expected(self) -> set[tuple[str, str]]:
-        """The rows that a whole experiment has, each with its codec."""
-        train = self.recipe.train if self.system != "base" else None
-        if train is None:
+        """The rows that a whole experiment has, each with its codec where that is not the usual one."""
+        if self.system == "base":
             rows = {(name, "") for name in BASE_ROWS}
         else:
-            usual = {"code": f"code({train.code_dim},int4)", "table": "q8", "lora": "sparse(1)"}[
-                train.routing
-            ]
-            names = {*ROUTED_ROWS, *(["amortised_route"] if train.router else [])}
-            rows = {(name, usual) for name in names}
+            names = {*ROUTED_ROWS, *(["amortised_route"] if self.recipe.train.router else [])}
+            rows = {(name, "") for name in names}
             rows |= {(name, codec) for name in CODEC_ROWS for codec in self.arguments.codecs}
         return {(name, codec) for name, codec in rows if name in (self.arguments.rows or [name])}
 
     def ask(
-        self, rows: Sequence[Row], done: set[tuple[str, str]], codec: str, footprint: dict[str, Any]
+        self, rows: Sequence[Row], done: set[tuple[str, str]], variant: str, footprint: Footprint
     ) -> None:
         wanted = self.arguments.rows
-        rows = [r for r in rows if (r.name, codec) not in done and (not wanted or r.name in wanted)]
+        rows = [r for r in rows if (r.name, variant) not in done and (not wanted or r.name in wanted)]
         with system_bar(Console(stderr=True)) as progress:
             harness = Harness(
                 self.sample.questions,
@@ -196,10 +192,10 @@ class Experiment:
             )
             for row in rows:
                 result = harness.ask(*row.draws, name=row.name)
-                append_lines(self.arguments.json, [self.row(result, codec, footprint)])
-                print(f"  {row.name:<20} {codec:<10} F1 {result.f1:.3f}  EM {result.em:.3f}", flush=True)
+                append_lines(self.arguments.json, [self.row(result, variant, footprint)])
+                print(f"  {row.name:<20} {variant:<10} F1 {result.f1:.3f}  EM {result.em:.3f}", flush=True)
 
-    def row(self, result: SystemResult, codec: str, footprint: dict[str, Any]) -> dict[str, Any]:
+    def row(self, result: SystemResult, variant: str, footprint: Footprint) -> dict[str, Any]:
         figures = result.to_json()
         answers = figures.pop("answers")
         pairs = read_pairs(self.pairs) if self.system != "base" else []
@@ -208,12 +204,12 @@ class Experiment:
         row = {
             **self.key,
             "row": result.name,
-            "codec": codec,
+            "variant": variant,
+            "codec": "" if self.system == "base" else footprint.codec,
             **figures,
             "leaked_questions": len(leaks.questions),
             "f1_without_leaks": result.f1_without(leaks.questions),
-            "route_bytes_per_document": footprint.get("route_bytes_per_document"),
-            "footprint": footprint,
+            "footprint": {k: v for k, v in footprint.to_json().items() if k != "recipe"},
             "encoding": self.encoding(),
             "machine": machine(),
             "note": self.arguments.note,
@@ -244,7 +240,7 @@ class Experiment:
         name = f"texts-{self.data}-{len(self.sample.documents)}-{self.arguments.skip}"
         path = self.arguments.work / f"{name}{'-haystack' * haystack}.polyprag"
         if not path.exists():
-            unrouted(path, [*self.sample.documents, *(self.others() if haystack else [])])
+            text_store(path, [*self.sample.documents, *(self.others() if haystack else [])])
         return path
 
     def others(self) -> list[Document]:
@@ -281,26 +277,20 @@ class Experiment:
         recipe = with_settings(recipe_of(cast(Any, self.system)), self.settings)
         return replace(recipe, train=replace(recipe.train, seed=self.arguments.seed))
 
-    def stores(self) -> Iterator[Path]:
-        """The store as a user has it, then others that differ in the codec of the routes alone."""
-        recipe = self.recipe
-        full, small = self.folder / "full.polyprag", self.folder / "small.polyprag"
-        # Trained once, in full numbers where they can be had; a router goes with its codes.
-        both = recipe.train.routing != "lora" and not recipe.train.router and not self.arguments.added
-        if not full.exists():
-            self.encode(full, recipe, "f32" if both else None)
-        if both and not small.exists():
-            codec = f"code({recipe.train.code_dim},int4)" if recipe.train.routing == "code" else "q8"
-            recode(full, small, codec=codec)
-        yield small if both else full
+    def stores(self) -> Iterator[tuple[str, Path]]:
+        """The store as a user has it, then its routes in other codecs, each with its codec."""
+        path = self.folder / "store.polyprag"
+        if not path.exists():
+            self.encode(path)
+        yield "", path
         for codec in self.arguments.codecs:
-            path = self.folder / f"codec-{_file_name(codec)}.polyprag"
-            if not path.exists():
-                recode(full, path, codec=codec)
-            yield path
+            other = self.folder / f"codec-{_file_name(codec)}.polyprag"
+            if not other.exists():
+                recode(path, other, codec=codec)
+            yield codec, other
 
-    def encode(self, path: Path, recipe: Recipe, codec: str | None) -> None:
-        documents = self.sample.documents
+    def encode(self, path: Path) -> None:
+        documents, recipe = self.sample.documents, self.recipe
         old = documents[: len(documents) - self.arguments.added]
         scratch = path.with_name(f"unfinished-{path.name}")
         started = time.monotonic()
@@ -311,7 +301,6 @@ class Experiment:
                     old,
                     scratch,
                     recipe,
-                    codec=codec,
                     work=self.folder,
                     reporter=bars,
                     augmentation=self.pairs,
@@ -331,14 +320,6 @@ class Experiment:
 
 def _file_name(text: str) -> str:
     return re.sub(r"[^\w=.-]+", "_", text).strip("_")
-
-
-def unrouted(path: Path, documents: Sequence[Document]) -> None:
-    """A store that only searches: its one expert is nobody's."""
-    spec = StoreSpec(modules=[Module("none", 1, 1, 0)], experts=1, rank=1, alpha=1.0, codec="f32")
-    nothing = {"none.A": np.zeros((1, 1, 1), np.float32), "none.B": np.zeros((1, 1, 1), np.float32)}
-    with Store.create(path, spec, nothing) as writer:
-        writer.add(documents)
 
 
 def wikipedia() -> list[Document]:
@@ -364,7 +345,7 @@ def found_documents(work: Path, size: int, questions: int, skip: int, passages: 
     """
     path = work / "wikipedia.polyprag"
     if not path.exists():
-        unrouted(path, wikipedia())
+        text_store(path, wikipedia())
     asked = read_questions(DATA / "cwq" / "cwq_test_3531.jsonl")
     random.Random(7).shuffle(asked)
     with Store.open(path) as store:

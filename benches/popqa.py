@@ -116,6 +116,8 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for result in runs:
         for system in result["systems"].values():
             system.pop("answers", None)
+        for part in ("questions", "routes"):
+            result.pop(part, None)
     return {**mean, "seeds": runs}
 
 

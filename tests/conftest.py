@@ -198,3 +198,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, shown.out, shown.err
 
     return call
+
+
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systems answer with four tokens: what they are asked is tested, not what random weights say."""
+    from polyprag import engine
+    from polyprag.generation import GenerationSettings
+    from polyprag.systems import closed_book, rag
+
+    for module in (engine, closed_book, rag):
+        monkeypatch.setattr(module, "ANSWERS", GenerationSettings(max_new_tokens=4))

@@ -24,7 +24,7 @@ from polyprag import Document, Store
 from polyprag.cli.exits import ExitCode
 from polyprag.encode import work_folder
 
-COMMANDS = ["encode", "add", "augment", "corpus", "ask", "eval", "demo", "doctor"]
+COMMANDS = ["encode", "add", "augment", "corpus", "ask", "eval", "questions", "demo", "doctor"]
 COMMANDS += ["inspect", "verify", "digest", "delete", "compact", "merge", "recode", "reindex", "rollback"]
 COMMANDS += ["snapshot", "pack", "unpack", "export", "import"]
 NAMES = ["amber", "birch", "coral", "denim"]
@@ -634,6 +634,7 @@ def test_documents_are_added_by_the_router(
     assert "router is left out" in err
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_folder: Path) -> None:
     """The whole way, each step a command."""
     store, report = tmp_path / "s", tmp_path / "report.json"

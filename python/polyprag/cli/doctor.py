@@ -32,6 +32,7 @@ _EXTRAS_FOR = {
     "endpoint": "pairs from a model at an endpoint",
     "corpus": "Parquet, PDF, long texts in pieces",
     "datasets": "Hugging Face data sets",
+    "eval": "measures of retrieval, and the page of a report",
     "quantised": "base models in 8 or 4 bits",
 }
 _NOT_FOR_USERS = {"all", "dev"}

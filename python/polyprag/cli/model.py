@@ -1,4 +1,4 @@
-"""The commands that load a base model: encode, add, ask, eval and demo.
+"""The commands that load a base model: encode, add, ask and demo.
 
 torch and transformers are imported where they are used, so that ``--help`` answers at once.
 """
@@ -32,7 +32,6 @@ from polyprag.cli.corpus import (
     CorpusPath,
     Device,
     Dtype,
-    Keep,
     Model,
     Resumable,
     documents_of,
@@ -46,7 +45,6 @@ from polyprag.errors import InvalidInput
 if TYPE_CHECKING:
     from polyprag.augment import AugmentSettings
     from polyprag.encode import Recipe
-    from polyprag.evaluation.data import Question
 
 Routing = Literal["code", "table", "lora"]
 System = Literal["polyprag", "poly-prag", "prag"]
@@ -338,65 +336,6 @@ def ask(
             say("  no document matches the question: this is the base model's own answer", "yellow")
 
 
-def evaluate(
-    store: StorePath,
-    questions: Annotated[
-        Path,
-        typer.Argument(
-            help="JSONL or CSV with `question`, `answers` and `documents` (gold ids), `id` and `type` "
-            "if there are; or unified rows.",
-            readable=False,
-        ),
-    ],
-    report: Annotated[
-        Path | None, typer.Option(help="Write the report, every answer included, to this JSON file.")
-    ] = None,
-    unified: Annotated[
-        Keep | None, typer.Option(help="The questions are unified rows; their gold passages are these.")
-    ] = None,
-    prag: Annotated[
-        bool, typer.Option("--prag", help="The questions are those of a data_aug file of PRAG.")
-    ] = False,
-    augmentation: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of the training pairs, to count leaked questions. Default: those in `STORE.work`.",
-            readable=False,
-        ),
-    ] = None,
-    passages: Annotated[int, typer.Option(min=1, help="Passages in the prompts of RAG and Combine.")] = 1,
-    model: AskModel = None,
-    seed: Annotated[int, typer.Option(help="Seed of the wrong documents and of the intervals.")] = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Ask every system and every control the same questions: F1 with intervals, exact match, footprint.
-
-    Example: `polyprag eval wiki.polyprag questions.jsonl --report report.json`
-    """
-    asked = _questions(questions, unified, prag)
-    from polyprag.augment import read_pairs
-    from polyprag.encode import training_pairs
-    from polyprag.engine import Engine
-    from polyprag.evaluation.run import evaluate as run
-    from polyprag.progress import system_bar
-
-    if report is not None and not report.absolute().parent.is_dir():
-        raise FileNotFoundError(2, "there is no such folder for the report", str(report.absolute().parent))
-    if augmentation is not None and not augmentation.exists():
-        raise FileNotFoundError(2, "there is no such augmentation file", str(augmentation))
-    pairs = training_pairs(store) if augmentation is None else read_pairs(augmentation)
-    with Engine.open(store, model, device=device, dtype=dtype) as engine, system_bar(err) as progress:
-        result = run(engine, asked, training_pairs=pairs, passages=passages, seed=seed, progress=progress)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        result.print(out)
-    if report is not None:
-        result.save(report)
-
-
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the store and the report go.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0,
@@ -412,19 +351,6 @@ def demo(
 
     with Resumable("polyprag demo"):
         run(folder, seed=seed, model=model, device=device, dtype=dtype, out=out, err=err)
-
-
-def _questions(path: Path, unified: Keep | None, prag: bool) -> list[Question]:
-    from polyprag.evaluation.data import evaluation_set, read_questions, read_unified_set
-
-    if prag:
-        from polyprag.augment.prag import read_prag
-
-        # PRAG answers with the passages that it found: those are a question's own.
-        return list(evaluation_set(read_prag(path).rows, lambda row: row.passages).questions)
-    if unified is not None:
-        return list(read_unified_set(path, unified).questions)
-    return list(read_questions(path))
 
 
 def _recipe(

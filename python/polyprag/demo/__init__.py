@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -51,6 +52,8 @@ def run(
 
     out.print("The store is closed. A fresh process opens it and answers.", highlight=False)
     command = [sys.executable, "-m", "polyprag", "eval", str(store), str(QUESTIONS), "--report", str(report)]
+    if all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
+        command += ["--report", str(report.with_suffix(".html"))]
     command += ["--seed", str(seed), "--device", device, "--dtype", dtype]
     if model is not None:
         command += ["--model", model]

@@ -50,21 +50,24 @@ class Answers:
             append_lines(self.path, [_row(key, system, draw, *each) for key, each in found.items()])
 
 
-def key_of(system: object, name: str, draw: int, question: Question) -> str:
+def key_of(system: object, name: str, draw: int, together: int, question: Question) -> str:
     """What an answer is kept under: a hash of the question, the system, and what it depends on.
+
+    together: how many are asked at a time, on which at least the costs depend.
 
     A system without ``identity`` is known by its class and the source of its module.
     """
     identity = getattr(system, "identity", None)
-    depends = identity(question) if callable(identity) else _source(type(system))
+    depends = identity(question) if callable(identity) else source_of(type(system))
     try:
-        text = json.dumps([name, draw, question.id, question.question, depends], ensure_ascii=False)
+        text = json.dumps([name, draw, together, question.id, question.question, depends], ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{name}: identity gives what is no JSON ({error})") from error
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _source(kind: type) -> list[str]:
+def source_of(kind: type) -> list[str]:
+    """The name of a class and a hash of its module's source, which tell when it changed."""
     try:
         module = Path(inspect.getfile(kind)).read_bytes()
     except (OSError, TypeError):  # written at a prompt, or built in

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -96,7 +97,7 @@ def read_questions(
         else _csv_rows(path, "," if chosen == "csv" else "\t", separator)
     )
     for line, row in rows:
-        question = _question(row, path, line)
+        question = question_of(row, partial(_malformed, path, line))
         first = seen.setdefault(question.id, line)
         if first != line:
             problem = f"the id {question.id!r} is already that of line {first}"
@@ -157,12 +158,14 @@ def _csv_rows(path: _Path, delimiter: str, separator: str) -> Iterator[tuple[int
         ) from error
 
 
-def _question(row: dict[str, Any], path: _Path, line: int) -> Question:
-    def fail(problem: str) -> CorpusError:
-        return line_error(
-            path, line, problem, "a row needs question and answers, and may have id, type and documents"
-        )
+def _malformed(path: _Path, line: int, problem: str) -> CorpusError:
+    return line_error(
+        path, line, problem, "a row needs question and answers, and may have id, type and documents"
+    )
 
+
+def question_of(row: Mapping[str, Any], fail: Callable[[str], CorpusError]) -> Question:
+    """The question of a JSON row; ``fail`` makes an error of what is wrong with it."""
     question = row.get("question")
     if not isinstance(question, str) or not question.strip():
         raise fail("question is missing, empty or no string")
@@ -180,7 +183,7 @@ def _question(row: dict[str, Any], path: _Path, line: int) -> Question:
     documents = [] if documents is None else documents
     if not isinstance(documents, list) or not all(type(id) in (str, int) for id in documents):
         raise fail("documents is no array of strings or numbers")
-    id = row.get("id")
+    id = row.get("id", row.get("_id"))
     if id is None:
         id = blake2b(question.encode("utf-8"), digest_size=16).hexdigest()
     elif type(id) is int:

@@ -11,7 +11,8 @@ from polyprag.errors import InvalidInput
 from polyprag.evaluation.answers import Answers, Kept, checked, key_of
 from polyprag.evaluation.data import Question
 from polyprag.evaluation.memory import peak_bytes, reset_peak
-from polyprag.evaluation.report import Costs, SystemResult, score_system
+from polyprag.evaluation.metrics import Scoring
+from polyprag.evaluation.results import Costs, SystemResult, score_system
 
 #: Questions that a system is asked at a time, and that are asked again after a kill.
 TOGETHER = 32
@@ -23,7 +24,8 @@ class Harness:
     A system is anything with ``answer(questions)`` that returns a string or a Prediction for each, in order.
 
     answers: a file that answers are kept in as they come; what is in it is not asked again.
-    together: how many questions a system is given at a time.
+    together: how many questions a system is given at a time; with 1, times are those of one asked alone.
+    scoring: see :mod:`polyprag.evaluation.metrics`. Answers are kept as they were given, for any scoring.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Harness:
         *,
         answers: Path | None = None,
         together: int = TOGETHER,
+        scoring: Scoring = "squad",
         seed: int = 0,
         progress: Callable[[str, int, int], None] = lambda system, done, total: None,
     ) -> None:
@@ -44,14 +47,15 @@ class Harness:
         self.questions = tuple(questions)
         self.results: dict[str, SystemResult] = {}
         self._answers = Answers(answers)
+        self.scoring: Scoring = scoring
         self._together = together
         self._seed = seed
         self._progress = progress
 
-    def ask(self, *draws: Any, name: str | None = None) -> SystemResult:
+    def ask(self, *draws: Any, name: str | None = None, listed: bool = True) -> SystemResult:
         """Ask a system every question. Several are draws of one control: a question counts with their mean.
 
-        progress is told (name, questions done, questions in all).
+        listed: whether it goes into :attr:`results`. progress is told (name, questions done, in all).
         Raises InvalidInput for a second system of one name, or one that does not answer.
         """
         if not draws:
@@ -67,11 +71,15 @@ class Harness:
             [each.seconds for each in every],
             [each.peak_bytes for each in every],
         )
-        self.results[name] = score_system(name, self.questions, *predictions, seed=self._seed, costs=costs)
-        return self.results[name]
+        result = score_system(
+            name, self.questions, *predictions, scoring=self.scoring, seed=self._seed, costs=costs
+        )
+        if listed:
+            self.results[name] = result
+        return result
 
     def _draw(self, name: str, draw: int, system: Any, draws: int) -> list[Kept]:
-        keys = [key_of(system, name, draw, question) for question in self.questions]
+        keys = [key_of(system, name, draw, self._together, question) for question in self.questions]
         todo = [place for place, key in enumerate(keys) if self._answers.get(key) is None]
         done, total = draw * len(keys), draws * len(keys)
         self._progress(name, done + len(keys) - len(todo), total)

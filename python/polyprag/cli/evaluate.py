@@ -1,0 +1,348 @@
+"""The commands ``eval`` and ``questions``.
+
+torch and transformers are imported where they are used, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from polyprag._polyprag import Store
+from polyprag.cli.common import AsJson, err, out, print_json, say
+from polyprag.cli.corpus import Device, Dtype, Keep, Resumable
+from polyprag.cli.options import grouped
+from polyprag.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from polyprag.evaluation.data import Question
+    from polyprag.evaluation.formats import SetFormat
+    from polyprag.evaluation.report import Report
+    from polyprag.evaluation.run import Evaluation
+    from polyprag.models import BaseModel
+
+Format = Literal[
+    "auto", "jsonl", "json", "csv", "tsv", "unified", "prag", "popqa", "2wiki", "hotpotqa", "cwq"
+]
+Scoring = Literal["squad", "prag", "prag-cot"]
+
+_SET = "Questions"
+_REPORT = "Report"
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """How questions are read, and which of them are taken."""
+
+    format: Annotated[
+        Format,
+        typer.Option(
+            rich_help_panel=_SET,
+            help="`auto` goes by the content: rows of one's own, unified rows, a data_aug file of PRAG, or "
+            "the benchmarks as they were published.",
+        ),
+    ] = "auto"
+    keep: Annotated[
+        Keep,
+        typer.Option(rich_help_panel=_SET, help="Where rows have passages: which of them are documents."),
+    ] = "gold"
+    aliases: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_SET, help="2WikiMultihopQA's `id_aliases.json`.", readable=False),
+    ] = None
+    first: Annotated[
+        int | None, typer.Option(rich_help_panel=_SET, min=1, help="Only the first so many questions.")
+    ] = None
+    sample: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=_SET, min=1, help="Only so many questions, drawn by `--seed`."),
+    ] = None
+    per_type: Annotated[
+        bool, typer.Option("--per-type", rich_help_panel=_SET, help="So many of each type of question.")
+    ] = False
+
+
+@grouped
+def evaluate(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[STORE]... QUESTIONS",
+            help="Stores, or none, and then the questions: JSONL or CSV with `question`, `answers` and "
+            "`documents` (gold ids), `id` and `type` if there are; or a benchmark's file. With `--compare`: "
+            "reports.",
+        ),
+    ],
+    options: SetOptions,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A system of your own, `module:Class` or `file.py:Class`, a class with `answer(questions)`; "
+            "may be given often."
+        ),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Ask these systems alone, such as `own_route,wrong_route`.")
+    ] = None,
+    codecs: Annotated[
+        str | None,
+        typer.Option(help="Ask own and wrong route of the first store in other codecs, too: `q8,q4,q1`."),
+    ] = None,
+    passages: Annotated[int, typer.Option(min=1, help="Passages in the prompts of RAG and Combine.")] = 1,
+    scoring: Annotated[
+        Scoring,
+        typer.Option(
+            help="`prag` and `prag-cot` cut answers as PRAG's code does, to compare with its figures."
+        ),
+    ] = "squad",
+    together: Annotated[
+        int, typer.Option(min=1, help="Questions asked at a time; 1 measures the time of one alone.")
+    ] = 32,
+    augmentation: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the training pairs, to count leaked questions. Default: those in `STORE.work`.",
+            readable=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The base model, if it is not the installed small one or cached: name, folder or GGUF file. "
+            "Without a store: ask it closed book."
+        ),
+    ] = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            rich_help_panel=_REPORT,
+            help="Write the report to this file; its suffix is the form: `.json` (every answer), `.md` or "
+            "`.html` (one page with plots). May be given often.",
+        ),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_REPORT,
+            help="Keep answers here as they come, and go on from them. Default: beside the first report.",
+            readable=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            rich_help_panel=_REPORT,
+            help="Compare JSON reports: which differences are real, and how far seeds spread.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the draws, the wrong documents and the intervals.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Ask every system and every control the same questions: F1 with intervals, costs, footprint.
+
+    Ctrl-C is safe: with a report, every answer is kept beside it, and the same command goes on.
+
+    Example: `polyprag eval wiki.polyprag questions.jsonl --report report.json --report report.html`
+
+    Example: `polyprag eval questions.jsonl --system mine.py:Mine --report mine.json`
+
+    Example: `polyprag eval --compare before.json after.json`
+    """
+    reports = report or []
+    for path in [*reports, *([answers] if answers else [])]:
+        if not path.absolute().parent.is_dir():
+            raise FileNotFoundError(2, "there is no such folder for the report", str(path.absolute().parent))
+    if compare:
+        _compare(paths, reports, as_json)
+        return
+    *stores, questions = paths
+    if questions.is_dir():
+        raise InvalidInput(f"{questions} is a folder: name the file of the questions behind the stores")
+    asked = _questions(questions, options, seed)
+    if answers is None and reports:
+        answers = reports[0].with_name(f"{reports[0].stem}.answers.jsonl")
+    if augmentation is not None and not augmentation.exists():
+        raise FileNotFoundError(2, "there is no such augmentation file", str(augmentation))
+    if not stores and not system and model is None:
+        raise InvalidInput(
+            f"there is nobody to ask: name a store before {questions}, a system (--system), "
+            "or a model (--model)"
+        )
+    from polyprag.evaluation.run import Evaluation
+    from polyprag.progress import system_bar
+
+    going_on = (
+        Resumable(f"polyprag eval {' '.join(map(str, paths))} ...") if answers is not None else nullcontext()
+    )
+    with system_bar(err) as progress, going_on:
+        evaluation = Evaluation(
+            asked,
+            passages=passages,
+            only=None if only is None else [name.strip() for name in only.split(",")],
+            answers=answers,
+            scoring=scoring,
+            together=together,
+            seed=seed,
+            progress=progress,
+        )
+        _ask(evaluation, stores, system or [], model, augmentation, device, dtype)
+        if codecs is not None and stores:
+            # a comma also stands in code(16,int4)
+            named = [codec.strip() for codec in re.split(r",(?![^(]*\))", codecs)]
+            _ask_codecs(evaluation, stores[0], named, model, device, dtype)
+    found = evaluation.report()
+    if as_json:
+        print_json(found.to_json())
+    else:
+        found.print(out)
+    for path in reports:
+        found.save(path)
+
+
+def _ask(
+    evaluation: Evaluation,
+    stores: Sequence[Path],
+    systems: Sequence[str],
+    model: str | None,
+    augmentation: Path | None,
+    device: str,
+    dtype: str,
+) -> None:
+    """Every store in turn; the base model and other people's systems with the first."""
+    from polyprag.augment import read_pairs
+    from polyprag.encode import training_pairs
+    from polyprag.engine import Engine
+    from polyprag.evaluation.loading import load_system
+    from polyprag.models import load_base_model
+
+    base: BaseModel | None = None
+    if not stores:
+        base = None if model is None else load_base_model(model, device=device, dtype=dtype)
+        if base is not None:
+            evaluation.ask_base(base)
+        for target in systems:
+            evaluation.ask_system(load_system(target, {"base": base, "store": None, "engine": None}))
+    for number, path in enumerate(stores):
+        pairs = training_pairs(path) if augmentation is None else read_pairs(augmentation)
+        with Engine.open(path, base or model, device=device, dtype=dtype) as engine:
+            base = engine.base
+            if number == 0:
+                evaluation.ask_base(base, engine.store)
+            evaluation.ask_store(
+                engine, pairs, label="" if number == 0 else path.name.removesuffix(".polyprag")
+            )
+            if number == 0:
+                given = {"base": base, "store": engine.store, "engine": engine}
+                for target in systems:
+                    evaluation.ask_system(load_system(target, given))
+
+
+def _ask_codecs(
+    evaluation: Evaluation, store: Path, codecs: Sequence[str], model: str | None, device: str, dtype: str
+) -> None:
+    from polyprag.engine import base_model_of
+
+    with Store.open(store) as opened:
+        base = base_model_of(opened, model, device=device, dtype=dtype)
+    evaluation.ask_codecs(store, base, codecs)
+
+
+def _compare(paths: Sequence[Path], reports: Sequence[Path], as_json: bool) -> None:
+    from polyprag.evaluation.comparison import comparison_grids, comparison_json, grouped
+    from polyprag.evaluation.report import Report
+    from polyprag.evaluation.tables import markdown_grid, print_grid
+    from polyprag.jsonl import write_atomic
+
+    if len(paths) < 2:
+        raise InvalidInput("--compare needs two reports or more: the JSON files of `polyprag eval --report`")
+    read: dict[str, Report] = {}
+    for path in paths:
+        name = path.stem if path.stem not in read else str(path)
+        read[name] = Report.load(path)
+    runs = grouped(read)
+    grids = comparison_grids(runs)
+    if as_json:
+        print_json(comparison_json(runs))
+    for grid in [] if as_json else grids:
+        print_grid(grid, out)
+    for path in reports:
+        if path.suffix.lower() in (".html", ".htm"):
+            from polyprag.evaluation.page import page
+
+            text = page(list(read.values()), grids)
+        elif path.suffix.lower() in (".md", ".markdown"):
+            text = "\n".join(map(markdown_grid, grids))
+        else:
+            text = json.dumps(comparison_json(runs), ensure_ascii=False, indent=1) + "\n"
+        write_atomic(path, text)
+
+
+@grouped
+def questions(
+    source: Annotated[
+        Path, typer.Argument(metavar="QUESTIONS", help="A question set, in any form that `eval` reads.")
+    ],
+    dest: Annotated[Path, typer.Argument(metavar="OUT", help="The JSONL file to write.")],
+    options: SetOptions,
+    search: Annotated[
+        Path | None,
+        typer.Option(
+            help="A store in which BM25 finds the passages of each question; they take the place of others.",
+            readable=False,
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Passages of a question, with `--search`.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of `--sample`.")] = 0,
+) -> None:
+    """Turn a question set into JSONL: chosen questions, with their passages, to encode and to ask.
+
+    Example: `polyprag questions hotpot_dev_distractor_v1.json asked.jsonl --first 300 --per-type`
+
+    Example: `polyprag encode asked.jsonl hotpot.polyprag --format unified`
+    """
+    from polyprag.evaluation.formats import read_rows, write_rows
+
+    rows = _chosen(read_rows(source, _format(options), aliases=options.aliases), options, seed)
+    if search is not None:
+        from polyprag.evaluation.passages import with_found
+
+        with Store.open(search) as store:
+            rows = with_found(rows, store, k)
+    write_rows(dest, rows)
+    passages = len({p.id for row in rows for p in row.passages})
+    say(f"{len(rows)} questions" + (f", {passages} passages" if passages else "") + f" written to {dest}")
+
+
+def _format(options: SetOptions) -> SetFormat | None:
+    return None if options.format == "auto" else options.format
+
+
+def _questions(path: Path, options: SetOptions, seed: int) -> list[Question]:
+    from polyprag.evaluation.formats import read_set
+
+    found = read_set(path, _format(options), keep=options.keep, aliases=options.aliases)
+    return _chosen(list(found.questions), options, seed)
+
+
+def _chosen(rows: list[Any], options: SetOptions, seed: int) -> list[Any]:
+    from polyprag.evaluation.sampling import chosen
+
+    if options.first is not None and options.sample is not None:
+        raise InvalidInput("--first and --sample are two ways of choosing: give one")
+    if options.first is not None:
+        return chosen(rows, options.first, per_type=options.per_type)
+    if options.sample is not None:
+        return chosen(rows, options.sample, per_type=options.per_type, seed=seed)
+    if options.per_type:
+        raise InvalidInput("--per-type needs --first or --sample, which say how many")
+    return rows
