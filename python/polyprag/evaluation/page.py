@@ -57,8 +57,8 @@ def page(reports: Sequence[Report], comparison: Sequence[Grid] = ()) -> str:
             ),
             drawn(
                 "Routes",
-                "Left: the weight of each expert, mean of all layers. Right: how far apart routes are, from 0 "
-                "(dark, the same) to 1 (no expert in common).",
+                "Left: the weight of each expert, mean of all layers. Right: how far apart routes are: 0 "
+                "(dark) is the same, 1 has no expert in common.",
                 plots.routes_plot(report.routes),
             ),
         ]
