@@ -223,6 +223,7 @@ def _ask(
     from polyprag.encode import training_pairs
     from polyprag.engine import Engine
     from polyprag.evaluation.loading import load_system
+    from polyprag.evaluation.run import check_questions
     from polyprag.models import load_base_model
 
     base: BaseModel | None = None
@@ -236,6 +237,7 @@ def _ask(
         pairs = training_pairs(path) if augmentation is None else read_pairs(augmentation)
         with Engine.open(path, base or model, device=device, dtype=dtype) as engine:
             base = engine.base
+            check_questions(engine, evaluation.questions)  # before the first of them is asked
             if number == 0:
                 evaluation.ask_base(base, engine.store)
             evaluation.ask_store(
