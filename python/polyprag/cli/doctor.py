@@ -33,6 +33,7 @@ _EXTRAS_FOR = {
     "corpus": "Parquet, PDF, long texts in pieces",
     "datasets": "Hugging Face data sets",
     "eval": "measures of retrieval, and the page of a report",
+    "lm-eval": "polyprag as a model of lm-evaluation-harness",
     "quantised": "base models in 8 or 4 bits",
 }
 _NOT_FOR_USERS = {"all", "dev"}
