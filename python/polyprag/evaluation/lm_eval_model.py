@@ -1,6 +1,6 @@
 """polyprag as a model of lm-evaluation-harness: its tasks, answered with a store attached.
 
-    python -m polyprag.evaluation.lm_eval_model --model polyprag --model_args store=wiki.polyprag --tasks nq_open
+    python -m polyprag.evaluation.lm_eval_model --model polyprag --model_args store=W.polyprag --tasks nq_open
 
 Each request is answered under the route of the documents that BM25 finds for it; one for which nothing is
 found, under none. ``pip install 'polyprag[lm-eval]'``.
@@ -74,7 +74,7 @@ class PolypragLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
+        return int(cast(Any, self.tokenizer.eos_token_id))
 
     @property
     def prefix_token_id(self) -> int:
