@@ -60,7 +60,7 @@ class PolypragLM(TemplateLM):  # type: ignore[misc]
                 f"model_args: there is no {others[0]!r}; there are store, model, k, max_length ..."
             )
         self.engine = Engine.open(store, model, device=device or "auto", dtype=dtype)
-        self.tokenizer = self.engine.base.tokenizer
+        self.tokenizer: Any = self.engine.base.tokenizer
         self._device = self.engine.base.device
         combination = self.engine.store.spec.combination
         self._k = combination.k if k is None else int(k)
@@ -68,13 +68,13 @@ class PolypragLM(TemplateLM):  # type: ignore[misc]
         self.batch_size = 16 if batch_size is None or not str(batch_size).isdigit() else int(batch_size)
         self._gen_toks = int(gen_toks)
         config = self.engine.base.model.config
-        self.max_length = int(max_length or getattr(config, "max_position_embeddings", 2048))
+        self.max_length = int(max_length or getattr(config, "max_position_embeddings", None) or 2048)
 
     # -- what the harness needs to know ------------------------------------------------------------------
 
     @property
     def eot_token_id(self) -> int:
-        return int(cast(Any, self.tokenizer.eos_token_id))
+        return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
