@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -23,11 +23,20 @@ def text_store(
 
     progress: called with how many documents are written.
     """
-    spec = StoreSpec(modules=[Module("none", 1, 1, 0)], experts=1, rank=1, alpha=1.0, codec="f32")
+    blocks = _blocks(documents)
+    first = next(blocks, [])
+    spec = StoreSpec(
+        modules=[Module("none", 1, 1, 0)],
+        experts=1,
+        rank=1,
+        alpha=1.0,
+        codec="f32",
+        id_type="u64" if first and isinstance(first[0].id, int) else "string",
+    )
     nothing = {f"none.{end}": np.zeros((1, 1, 1), np.float32) for end in "AB"}
     done = 0
     with Store.create(path, spec, nothing) as writer:
-        for block in _blocks(documents):
+        for block in chain([first], blocks):
             done += writer.add(block)
             progress(done)
 
