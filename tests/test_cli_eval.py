@@ -113,6 +113,7 @@ def test_a_part_of_the_systems_and_of_the_questions(
     assert len(drawn) == 3
     for wrong, problem in (
         (["--first", "2", "--sample", "2"], "give one"),
+        (["--only", "own_rute"], "there is no system 'own_rute'; there are: closed_book, rag"),
         (["--per-type"], "--per-type needs --first or --sample"),
         (["--first", "7"], "7 questions are asked for, but there are 6"),
     ):
@@ -200,4 +201,6 @@ def test_questions_with_the_passages_that_are_found(run: Run, tmp_path: Path, as
     assert rows[0]["passages"][0]["gold"] is None
     code, out, err = run("questions", asked, out_file)
     assert code == 0, err
-    assert "passages" not in json.loads(out_file.read_text().splitlines()[0])
+    first = json.loads(out_file.read_text().splitlines()[0])
+    assert "passages" not in first
+    assert first["documents"] == ["d0"]

@@ -195,11 +195,11 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
-        _ask(evaluation, stores, system or [], model, augmentation, device, dtype)
-        if codecs is not None and stores:
+        base = _ask(evaluation, stores, system or [], model, augmentation, device, dtype)
+        if codecs is not None and stores and base is not None:
             # a comma also stands in code(16,int4)
             named = [codec.strip() for codec in re.split(r",(?![^(]*\))", codecs)]
-            _ask_codecs(evaluation, stores[0], named, model, device, dtype)
+            evaluation.ask_codecs(stores[0], base, named)
     found = evaluation.report()
     if as_json:
         print_json(found.to_json())
@@ -217,8 +217,8 @@ def _ask(
     augmentation: Path | None,
     device: str,
     dtype: str,
-) -> None:
-    """Every store in turn; the base model and other people's systems with the first."""
+) -> BaseModel | None:
+    """Every store in turn, the base model and other systems with the first; the base model, if there is one."""
     from polyprag.augment import read_pairs
     from polyprag.encode import training_pairs
     from polyprag.engine import Engine
@@ -247,16 +247,7 @@ def _ask(
                 given = {"base": base, "store": engine.store, "engine": engine}
                 for target in systems:
                     evaluation.ask_system(load_system(target, given))
-
-
-def _ask_codecs(
-    evaluation: Evaluation, store: Path, codecs: Sequence[str], model: str | None, device: str, dtype: str
-) -> None:
-    from polyprag.engine import base_model_of
-
-    with Store.open(store) as opened:
-        base = base_model_of(opened, model, device=device, dtype=dtype)
-    evaluation.ask_codecs(store, base, codecs)
+    return base
 
 
 def _compare(paths: Sequence[Path], reports: Sequence[Path], as_json: bool) -> None:
@@ -312,8 +303,13 @@ def questions(
 
     Example: `polyprag encode asked.jsonl hotpot.polyprag --format unified`
     """
-    from polyprag.evaluation.formats import read_rows, write_rows
+    from polyprag.evaluation.formats import PLAIN, format_of, read_rows, write_questions, write_rows
 
+    if search is None and (_format(options) or format_of(source)) in PLAIN:
+        asked = _questions(source, options, seed)  # which may name their documents
+        write_questions(dest, asked)
+        say(f"{len(asked)} questions written to {dest}")
+        return
     rows = _chosen(read_rows(source, _format(options), aliases=options.aliases), options, seed)
     if search is not None:
         from polyprag.evaluation.passages import with_found

@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, get_args
 
 from polyprag.corpus import Passage, UnifiedRow, read_unified
@@ -28,6 +29,9 @@ from polyprag.jsonl import line_error, numbered_lines, open_binary, read_jsonl
 SetFormat: TypeAlias = Literal[
     "jsonl", "json", "csv", "tsv", "unified", "prag", "popqa", "2wiki", "hotpotqa", "cwq"
 ]
+
+#: Formats of one's own, whose rows may name their gold documents and have no passages.
+PLAIN: tuple[SetFormat, ...] = ("jsonl", "json", "csv", "tsv")
 
 _Path: TypeAlias = str | os.PathLike[str]
 _Fail: TypeAlias = Callable[[str], CorpusError]
@@ -274,6 +278,13 @@ def _popqa(path: _Path) -> Iterator[UnifiedRow]:
         yield UnifiedRow(
             _id(row, ("id",), fail), row["prop"] or None, _text(row, "question", fail), told, (), line
         )
+
+
+def write_questions(path: _Path, questions: Sequence[Question]) -> None:
+    """Write questions as JSONL, with the documents that they name. Atomic. Raises OSError."""
+    from polyprag.jsonl import write_jsonl
+
+    write_jsonl(path, ({name: value for name, value in asdict(q).items() if value} for q in questions))
 
 
 def write_rows(path: _Path, rows: Sequence[UnifiedRow]) -> None:

@@ -135,6 +135,8 @@ class Evaluation:
     ) -> None:
         if not questions:
             raise CorpusError("there is no question to ask")
+        if unknown := sorted(name for name in only or () if split_label(name)[1] not in LABELS):
+            raise InvalidInput(f"there is no system {unknown[0]!r}; there are: {', '.join(LABELS)}")
         self.questions = tuple(questions)
         self._passages, self._only, self._seed = passages, only, seed
         self._harness = Harness(
