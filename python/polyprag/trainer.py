@@ -18,9 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,158 +30,17 @@ from torch import Tensor, nn
 from polyprag.batches import Order, collate, learnt
 from polyprag.errors import CheckpointMismatch, InvalidInput
 from polyprag.jsonl import sync_folder
-from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape, RoutedModel, find_targets
-from polyprag.lora import Slots
 from polyprag.loss import CausalLoss
 from polyprag.models import BaseModel, fingerprint
-from polyprag.router import Router
-from polyprag.routing import Phi, PhiKind, RouteDecoder
-from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, Start, record
+from polyprag.parametrisation import Finish, attach
+from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, record
 from polyprag.samples import Sample
+from polyprag.training import Encoding, Progress, TrainSettings
 from polyprag.world import World
 
-Routing: TypeAlias = Literal["code", "table", "lora"]
-Schedule: TypeAlias = Literal["linear", "cosine", "constant"]
+__all__ = ["Encoding", "Progress", "TrainSettings", "forget", "train"]
 
-_RATES = ("expert_lr", "decoder_lr", "code_lr", "table_lr", "lora_lr", "router_lr")
 ROWS_IN_MEMORY = 1 << 30  # bytes
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The recipe.
-
-    ``routing``: what a document is: a ``code`` from which its routing logits are decoded, its logits in a
-    ``table`` (as in the paper), or a ``lora`` of its own (PRAG's way: nothing is shared, and ``experts``
-    counts for nothing).
-    ``alpha`` / ``rank`` scales the experts; ``table_lr`` is for z, ``code_lr`` for c, which move only in the
-    steps that meet their document (see :mod:`polyprag.rows`).
-    ``batch_size``: samples a step, over all processes; a step works them off in ``accumulation`` parts.
-    ``checkpointing``: keep no activations inside the blocks of the model, and compute them twice: less
-    memory, a third more time. ``compile``: let torch compile the model, which takes a minute or more.
-    ``warmup``: share of the steps in which the learning rates rise; then ``schedule`` lets them fall to 0.
-    ``gumbel``: logistic noise on the logits while training, as Poly does (relaxed Bernoulli, temperature 1).
-    ``mixture``: share of the samples that are trained under the mean route of their document and
-    ``mixture_size`` - 1 others, as retrieval of several documents gives.
-    ``router``: also train a network that maps a document's text to its code (an amortised router); a code
-    is then its output and what the document's own steps add to it. In the share ``router_alone`` of cases
-    nothing is added, so that the router learns to do without.
-    ``rows``: where codes or logits and their optimiser's state are: ``auto`` is memory, or beside the
-    checkpoint where they would take more than 1 GiB.
-    """
-
-    routing: Routing = "code"
-    code_dim: int = 128
-    experts: int = 16
-    rank: int = 2
-    alpha: float = 32.0
-    targets: tuple[str, ...] = DEFAULT_TARGETS
-    phi: PhiKind = "linear"
-    top_k: int | None = None
-    mixing: Mixing = "exact"
-    gumbel: bool = False
-    mixture: float = 0.0
-    mixture_size: int = 3
-    router: bool = False
-    router_alone: float = 0.5
-    epochs: int = 4
-    batch_size: int = 8
-    accumulation: int = 1
-    checkpointing: bool = False
-    compile: bool = False
-    expert_lr: float = 1e-3
-    decoder_lr: float = 0.02
-    code_lr: float = 0.3
-    table_lr: float = 0.6
-    lora_lr: float = 1e-3
-    router_lr: float = 1e-3
-    schedule: Schedule = "linear"
-    warmup: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-    rows: Literal["auto", "memory", "files"] = "auto"
-    checkpoint_seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        for name, words in (
-            ("routing", get_args(Routing)),
-            ("schedule", get_args(Schedule)),
-            ("rows", ("auto", "memory", "files")),
-        ):
-            if getattr(self, name) not in words:
-                raise InvalidInput(f"{name} is one of {', '.join(words)}, not {getattr(self, name)!r}")
-        for name in ("code_dim", "experts", "rank", "epochs", "batch_size", "accumulation", "mixture_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in (*_RATES, "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InvalidInput(f"{name} is a number of at least 0, not {getattr(self, name)}")
-        for name in ("warmup", "mixture", "router_alone"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidInput(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        Phi(self.phi, self.top_k)
-        if self.gumbel and self.phi == "linear":
-            raise InvalidInput(
-                "gumbel is noise of weights from 0 to 1: it goes with phi 'sigmoid' or 'softmax'"
-            )
-        if self.router and self.routing != "code":
-            raise InvalidInput("router makes codes: it goes with routing 'code', not 'table'")
-
-    @property
-    def row_lr(self) -> float:
-        """The learning rate of what each document has of its own."""
-        return {"code": self.code_lr, "table": self.table_lr, "lora": self.lora_lr}[self.routing]
-
-    def decay(self, step: int, steps: int) -> float:
-        """What the learning rates are multiplied by in step number ``step`` (from 0) of ``steps``."""
-        rising = self.warmup * steps
-        if step < rising:
-            return min((step + 1) / rising, 1.0)
-        left = (steps - step) / (steps - rising)
-        if self.schedule == "cosine":
-            return 0.5 - 0.5 * math.cos(math.pi * left)
-        return left if self.schedule == "linear" else 1.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step done.
-
-    ``loss``: its mean cross-entropy a token, in nats; ``tokens``: those of the batch, unpadded, over all
-    processes; ``step_seconds``: what it took; ``decay``: what the learning rates were multiplied by.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    tokens: int
-    step_seconds: float
-    decay: float = 1.0
-
-    @property
-    def tokens_a_second(self) -> float:
-        return self.tokens / max(self.step_seconds, 1e-9)
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """What training made, as the store takes it.
-
-    experts: ``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], float32; of ``lora`` routing one
-    for each document, K = n.
-    decoder: V [G*K, d] and b [G*K].
-    routes: codes [n, d] where there is a decoder, logits [n, G, K] of a table, and of ``lora`` routing the
-    number of each document's own expert [n].
-    router: the parameters of the amortised router by name, if one was trained (see :mod:`polyprag.router`).
-    """
-
-    modules: tuple[ModuleShape, ...]
-    experts: dict[str, NDArray[np.float32]]
-    decoder: tuple[NDArray[np.float32], NDArray[np.float32]] | None
-    routes: NDArray[np.float32]
-    settings: TrainSettings
-    router: dict[str, NDArray[np.float32]] | None = field(repr=False, default=None)
-    losses: tuple[float, ...] = field(repr=False, default=())
 
 
 def train(
@@ -274,9 +133,7 @@ class _Run:
     ) -> None:
         self.base, self.samples, self.documents = base, samples, documents
         self.settings, self.frozen, self.checkpoint = settings, frozen, checkpoint
-        self.features = features if settings.router else None
         self.world = World.current()
-        self.phi = Phi(settings.phi, settings.top_k)
         self.key = _key(base, samples, documents, settings, frozen)
         self.order = Order(samples, settings.batch_size, settings.seed)
         self.steps = self.order.batches_an_epoch * settings.epochs
@@ -284,76 +141,20 @@ class _Run:
         self.losses: list[float] = []
         self.scale = _LossScale(base.model.dtype == torch.float16)
         with _seeded(settings.seed):
-            self.routed = self._attach()
-            try:
-                self.slots = Slots(self.routed, settings.rank) if settings.routing == "lora" else None
-                self.decoder = self._new_decoder()
-                self.router = self._new_router()
-                self.rows = self._new_rows()
-                self.shared, self.optimiser = self._new_optimiser()
-                if settings.checkpointing:
-                    self.routed.enable_checkpointing()
-                self.loss = CausalLoss(base, compile=settings.compile)
-            except BaseException:
-                self.routed.detach()
-                raise
-
-    def _attach(self) -> RoutedModel:
-        s = self.settings
-        targets: Sequence[ModuleShape] = find_targets(self.base.model, s.targets)
-        experts = s.experts
-        if s.routing == "lora":
-            if self.frozen is not None:
-                raise InvalidInput("routing 'lora' shares nothing that could stay: encode all documents anew")
-            # As many as a batch can have documents, all modules of one under the same weight.
-            experts = s.batch_size * (s.mixture_size if s.mixture > 0 else 1)
-            targets = [replace(m, group=0) for m in targets]
-        return RoutedModel.attach(
-            self.base.model,
-            experts=experts,
-            rank=s.rank,
-            alpha=s.alpha,
-            targets=self.frozen.modules if self.frozen else targets,
-            mixing=s.mixing,
-        )
-
-    def _new_decoder(self) -> RouteDecoder | None:
-        s, groups, frozen = self.settings, self.routed.groups, self.frozen
-        decoder = RouteDecoder(groups, s.experts, s.code_dim) if s.routing == "code" else None
-        if frozen is not None:
-            _check_frozen(frozen, s, groups)
-            self.routed.load_experts({k: torch.from_numpy(np.array(v)) for k, v in frozen.experts.items()})
-            if decoder is not None and frozen.decoder is not None:
-                with torch.no_grad():
-                    decoder.V.copy_(torch.from_numpy(np.array(frozen.decoder[0])))
-                    decoder.b.copy_(torch.from_numpy(np.array(frozen.decoder[1])))
-        return None if decoder is None else decoder.to(self.base.device)
-
-    def _new_router(self) -> Router | None:
-        if self.features is None:
-            return None
-        if self.frozen is None:
-            router = Router(self.features.shape[1], self.settings.code_dim)
-        elif self.frozen.router is not None:
-            router = Router.of(self.frozen.router)
-        else:
-            raise InvalidInput("router: the experts were trained without one; use their settings")
-        return router.to(self.base.device)
+            self.kind = attach(base, settings, frozen, features)
+        self.routed = self.kind.routed
+        try:
+            self.rows = self._new_rows()
+            self.shared, self.optimiser = self._new_optimiser()
+            if settings.checkpointing:
+                self.routed.enable_checkpointing()
+            self.loss = CausalLoss(base, compile=settings.compile)
+        except BaseException:
+            self.routed.detach()
+            raise
 
     def _new_rows(self) -> Rows:
-        s = self.settings
-        width = s.code_dim if s.routing == "code" else self.routed.groups * s.experts
-        if self.slots is not None:
-            width, start = self.slots.width, Start("value", value=self.slots.start())
-        elif self.router is not None:
-            start = Start("value", value=np.zeros(width, dtype=np.float32))
-        elif self.frozen is not None:
-            old = self.frozen.routes.reshape(len(self.frozen.routes), width)
-            start = Start("value", value=old.mean(axis=0) if len(old) else np.zeros(width, dtype=np.float32))
-        elif s.routing == "code":
-            start = Start("normal", s.seed)
-        else:
-            start = Start("uniform", s.seed, scale=1e-3)
+        s, width, start = self.settings, self.kind.width, self.kind.start
         large = self.documents * record(width).itemsize > ROWS_IN_MEMORY and self.checkpoint is not None
         if s.rows == "memory" or (s.rows == "auto" and not large):
             return MemoryRows(self.documents, width, start)
@@ -370,24 +171,15 @@ class _Run:
         )
 
     def _new_optimiser(self) -> tuple[list[nn.Parameter], torch.optim.AdamW | None]:
-        """What the corpus shares, and what moves it; with frozen experts nothing of it moves."""
-        s = self.settings
-        if self.slots is not None:
-            return [], None
-        groups: list[dict[str, Any]] = [{"params": self.routed.parameters(), "lr": s.expert_lr}]
-        if self.decoder is not None:
-            groups.append({"params": list(self.decoder.parameters()), "lr": s.decoder_lr})
-        if self.router is not None:
-            groups.append({"params": list(self.router.parameters()), "lr": s.router_lr})
-        shared = [parameter for group in groups for parameter in group["params"]]
-        if self.frozen is not None:
-            for parameter in shared:
-                parameter.requires_grad_(False)
+        """What the documents share, and what moves it."""
+        groups = self.kind.shared()
+        if not groups:
             return [], None
         for group in groups:
             group["top_lr"] = group["lr"]
         fused = self.base.device.type in ("cpu", "cuda")  # one pass over the memory instead of ten
-        return shared, torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=fused)
+        optimiser = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=fused)
+        return [parameter for group in groups for parameter in group["params"]], optimiser
 
     def advance(self) -> Progress:
         """One optimiser step."""
@@ -398,8 +190,7 @@ class _Run:
         if isinstance(self.rows, FileRows):
             self.world.sum([rows])  # each process has some
         rows.requires_grad_()
-        if self.slots is not None:
-            self.slots.fill(rows)
+        self.kind.begin(rows)
         value = self._backward(batch, documents, rows, mixing)
         gradients = [p.grad for p in (*self.shared, rows) if p.grad is not None]
         self.world.sum(gradients)
@@ -450,16 +241,12 @@ class _Run:
             pad = int(self.base.tokenizer.pad_token_id)
             tensors = collate([self.samples[batch[i]] for i in places], pad)
             ids, mask, targets = (t.to(self.base.device) for t in tensors)
-            if self.slots is not None:
-                routes = self.slots.routes(len(documents))
-            else:
-                routes = self.phi(self._logits(self._codes(documents, rows)))
+            routes = self.kind.routes(documents, rows, self.step)
             w = torch.einsum("bn,ngk->bgk", mixing[list(places)], routes)
             with self.routed.route(w):
                 loss = self.loss.backward(ids, mask, targets, self.scale.factor / count)
             total += loss / count
-        if self.slots is not None:
-            rows.grad = self.slots.gradient(len(documents))
+        self.kind.end(rows)
         for trained in (*self.shared, rows):
             if trained.grad is None:  # this process had no part of a small batch
                 trained.grad = torch.zeros_like(trained)
@@ -471,30 +258,6 @@ class _Run:
                 f"lower expert_lr ({self.settings.expert_lr}) or use dtype fp32"
             )
         return value
-
-    def _codes(self, documents: NDArray[np.int64], rows: Tensor) -> Tensor:
-        """The rows themselves, or what the router makes of the documents and the rows add to it."""
-        if self.router is None or self.features is None:
-            return rows
-        read = torch.from_numpy(np.asarray(self.features[documents])).to(self.base.device)
-        alone = 0.0 if self.frozen is not None else self.settings.router_alone
-        draw = np.random.default_rng((self.settings.seed, self.step))
-        added = torch.from_numpy(draw.random((len(documents), 1)) >= alone).to(rows)
-        codes: Tensor = self.router(read) + added * rows
-        return codes
-
-    def _logits(self, rows: Tensor) -> Tensor:
-        """z [n, G, K] of rows [n, width]."""
-        if self.decoder is None:
-            z = rows.view(-1, self.routed.groups, self.settings.experts)
-        else:
-            z = self.decoder(rows)
-        if self.settings.gumbel:
-            # Of seed and step alone, so that every process and a resumed run draw the same.
-            draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.step)
-            u = torch.rand(z.shape, generator=draw).clamp(1e-6, 1 - 1e-6).to(z)
-            z = z + torch.logit(u)
-        return z
 
     def _move(self, documents: NDArray[np.int64], rows: Tensor) -> None:
         s = self.settings
@@ -509,46 +272,22 @@ class _Run:
             self.rows.update(documents, rows.grad, decay * s.row_lr)
 
     def encoding(self) -> Encoding:
-        decoder = None
-        if self.decoder is not None:
-            decoder = (_numpy(self.decoder.V), _numpy(self.decoder.b))
-        if self.slots is not None:
-            experts = self.slots.experts(self.rows.blocks(), self.documents)
-            routes = np.arange(self.documents, dtype=np.float32)
-        else:
-            experts = {name: _numpy(t) for name, t in self.routed.experts().items()}
-            routes = self._routes()
-        return Encoding(
-            modules=tuple(self.routed.modules),
-            experts=experts,
-            decoder=decoder,
-            routes=routes,
-            settings=self.settings,
-            router=None if self.router is None else self.router.arrays(),
-            losses=tuple(self.losses),
-        )
+        return self.kind.encoding(self.rows, self.documents, self._gathered, tuple(self.losses))
 
-    def _routes(self) -> NDArray[np.float32]:
-        """All routes [n, ...]; those that were trained in files are in a file."""
-        s = self.settings
-        shape = (s.code_dim,) if s.routing == "code" else (self.routed.groups, s.experts)
+    def _gathered(self, finish: Finish, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """What a function of numbers and rows makes of all rows, each of a shape; of files in a file."""
         if isinstance(self.rows, MemoryRows) or self.checkpoint is None:
-            return self._finished(*next(self.rows.blocks())).reshape(-1, *shape)
+            return finish(*next(self.rows.blocks()))
         path = _rows_folder(self.checkpoint) / "routes.npy"
         if self.world.first:
             np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=(self.documents, *shape))
         self.world.wait()
         whole = np.lib.format.open_memmap(path, "r+")
-        for numbers, block in self.rows.blocks():
-            whole[numbers] = self._finished(numbers, block).reshape(-1, *shape)
+        for numbers, rows in self.rows.blocks():
+            whole[numbers] = finish(numbers, rows)
         whole.flush()
         self.world.wait()
         return np.lib.format.open_memmap(path, "r")
-
-    def _finished(self, numbers: NDArray[np.int64], rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.router is None or self.features is None:
-            return rows
-        return rows + self.router.codes(np.asarray(self.features[numbers]))
 
     def save(self, path: Path) -> None:
         """Save a checkpoint; all processes together."""
@@ -557,9 +296,7 @@ class _Run:
             "step": self.step,
             "losses": self.losses,
             "scale": self.scale.state(),
-            "experts": self.routed.experts() if self.frozen is None else {},
-            "decoder": self.decoder.state_dict() if self.decoder is not None else {},
-            "router": self.router.state_dict() if self.router is not None else {},
+            "shared": self.kind.state(),
             "optimiser": self.optimiser.state_dict() if self.optimiser is not None else {},
             "rows": self.rows.save(self.step),
         }
@@ -576,12 +313,7 @@ class _Run:
                 f"{path}: made by a run with other documents, samples, settings or base model; "
                 "delete it to start anew, or name another folder"
             )
-        if self.frozen is None:
-            self.routed.load_experts(state["experts"])
-        if self.decoder is not None:
-            self.decoder.load_state_dict(state["decoder"])
-        if self.router is not None:
-            self.router.load_state_dict(state["router"])
+        self.kind.load(state["shared"])
         if self.optimiser is not None:
             self.optimiser.load_state_dict(state["optimiser"])
         self.scale.load(state["scale"])
@@ -648,32 +380,6 @@ def _load(path: Path, device: torch.device) -> Any:
         raise
     except Exception as error:
         raise CheckpointMismatch(f"{path}: not a checkpoint ({error}); delete it to start anew") from error
-
-
-def _check_frozen(frozen: Encoding, settings: TrainSettings, groups: int) -> None:
-    """Routes can only be trained the way that the experts were."""
-    if (settings.routing == "code") != (frozen.decoder is not None):
-        raise InvalidInput(
-            f"routing is {settings.routing!r}, but the experts were trained with "
-            f"{'a table' if frozen.decoder is None else 'codes'}: use their settings"
-        )
-    row = (settings.code_dim,) if settings.routing == "code" else (groups, settings.experts)
-    found = frozen.routes.shape[1:]
-    if frozen.decoder is not None and frozen.decoder[0].shape != (
-        groups * settings.experts,
-        settings.code_dim,
-    ):
-        raise InvalidInput(
-            f"the decoder has {frozen.decoder[0].shape} numbers, but the settings ask for "
-            f"{(groups * settings.experts, settings.code_dim)}: use the settings of the experts"
-        )
-    if len(frozen.routes) and found != row:
-        raise InvalidInput(f"the routes of the experts have {found} numbers each, but {row} were expected")
-
-
-def _numpy(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
-    return np.array(array, dtype=np.float32, order="C")
 
 
 @contextmanager
