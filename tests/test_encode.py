@@ -39,7 +39,7 @@ from polyprag.encode import (
     work_folder,
 )
 from polyprag.engine import Engine
-from polyprag.errors import BaseModelMismatch, CorpusError, DuplicateId, InvalidInput
+from polyprag.errors import BaseModelMismatch, CorpusError, CorruptStore, DuplicateId, InvalidInput
 from polyprag.models import BaseModel, fingerprint, passage_text
 from polyprag.recoding import recode
 from polyprag.router import Router, text_features
@@ -738,6 +738,31 @@ def test_a_router_is_recoded_with_its_decoder(path: Path, tiny_base: BaseModel) 
         assert note is not None
         assert ("router is left out" in note) != kept
         assert (Store.open(dest).router is not None) == kept
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"train": {"epochs": "four"}}, r"recipe\.train\.epochs: expected a whole number, found 'four'"),
+        ({"train": {"epochs": True}}, r"recipe\.train\.epochs: expected a whole number"),
+        ({"train": {"epochs": 0}}, r"recipe\.train: epochs is at least 1"),
+        ({"train": []}, r"recipe\.train: expected an object"),
+        ({"train": {"targets": ["up_proj", 3]}}, r"recipe\.train\.targets: expected a list of a text"),
+        ({"samples": {"loss_on": "questions"}}, r"recipe\.samples\.loss_on: expected one of 'all', 'answer'"),
+        ({"augment": {"prompts": {"rewrite": None}}}, r"recipe\.augment\.prompts"),
+        ({"augment": None}, r"recipe\.augment: expected an object"),
+        ({"add_epochs": "x"}, r"recipe\.add_epochs: expected a whole number"),
+        ({"augmenter": 5}, r"recipe\.augmenter: expected a text or null"),
+    ],
+)
+def test_a_damaged_recipe_is_named_with_its_file_and_what_to_do(
+    make_store: Callable[..., Path], tiny_base: BaseModel, path: Path, damage: dict[str, Any], said: str
+) -> None:
+    make_store(path, DOCUMENTS, recipe=damage)
+    with pytest.raises(CorruptStore, match=said) as raised:
+        add(tiny_base, [Document("new", "A new mill.")], path)
+    assert "manifest-00000001.json" in str(raised.value)
+    assert "rollback" in str(raised.value)
 
 
 @pytest.mark.parametrize("value", [{}, {"train": {"epochs": 7, "of a later version": 1}, "news": []}])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -19,20 +19,21 @@ from polyprag.augment import (
     Augmenter,
     AugmentSettings,
     augment,
-    prompts_of,
     read_pairs,
     write_augmentations,
 )
 from polyprag.augment.local import LocalAugmenter
 from polyprag.engine import store_experts
-from polyprag.errors import CorpusError, DuplicateId, InvalidInput
+from polyprag.errors import CorpusError, CorruptStore, DuplicateId, InvalidInput
+from polyprag.fields import read_fields
 from polyprag.layers import ModuleShape, find_targets
 from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint, passage_text
 from polyprag.router import DEPTHS, Router, text_features
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
-from polyprag.trainer import Encoding, Progress, TrainSettings, forget, train
+from polyprag.trainer import forget, train
+from polyprag.training import Encoding, Progress, TrainSettings
 from polyprag.world import World
 
 AUGMENTATION = "augmentation.jsonl"
@@ -75,15 +76,23 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
-        """The recipe of a store; what it does not say, or says of a later version, is left at the default."""
-        return cls(
-            augment=_augment_settings(value.get("augment")),
-            samples=_known(SampleSettings, value.get("samples")),
-            train=_known(TrainSettings, value.get("train")),
-            add_samples=_known(SampleSettings, value.get("add_samples", asdict(cls.add_samples))),
-            add_epochs=int(value.get("add_epochs", cls.add_epochs)),
-            augmenter=value.get("augmenter"),
-        )
+        """The recipe of a store; what it does not say, or says of a later version, is left at the default.
+
+        Raises:
+            InvalidInput: a setting is of another type than it takes, or out of its range.
+        """
+        return read_fields(cls(), value, "recipe")
+
+    @classmethod
+    def of(cls, store: Store) -> Recipe:
+        """The recipe of a store. Raises CorruptStore if its manifest does not hold one."""
+        try:
+            return cls.from_json(store.spec.recipe)
+        except InvalidInput as error:
+            raise CorruptStore(
+                f"{store.path}/manifest-{store.generation:08}.json: its recipe cannot be read ({error}); "
+                "go back to the generation before (polyprag rollback), take a copy, or encode anew"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -241,7 +250,7 @@ def add(
     with Store.open(path) as store:
         check_fingerprint(store.spec.base_model, base)
         _check_ids(documents, int if store.spec.id_type == "u64" else str)
-        recipe = Recipe.from_json(store.spec.recipe)
+        recipe = Recipe.of(store)
         if recipe.train.routing == "lora":
             raise InvalidInput(
                 f"{store.path} has one LoRA a document and shares nothing that a new one could use: "
@@ -567,22 +576,3 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
         settings=settings,
         router=router,
     )
-
-
-_Settings = TypeVar("_Settings")
-
-
-def _known(cls: type[_Settings], value: object) -> _Settings:
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    given = value if isinstance(value, Mapping) else {}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names})
-
-
-def _augment_settings(value: object) -> AugmentSettings:
-    given = dict(value) if isinstance(value, Mapping) else {}
-    prompts = given.pop("prompts", None)
-    settings = _known(AugmentSettings, given)
-    if not isinstance(prompts, Mapping):
-        return settings
-    names = {f.name for f in fields(settings.prompts)}
-    return replace(settings, prompts=prompts_of({k: v for k, v in prompts.items() if k in names}))
