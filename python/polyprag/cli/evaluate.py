@@ -218,7 +218,7 @@ def _ask(
     device: str,
     dtype: str,
 ) -> BaseModel | None:
-    """Every store in turn, the base model and other systems with the first; the base model, if there is one."""
+    """Every store in turn, the base model and other systems with the first; that base model, if any."""
     from polyprag.augment import read_pairs
     from polyprag.encode import training_pairs
     from polyprag.engine import Engine
