@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from polyprag import Combination, Document
+from polyprag.encode import Recipe, add, encode
 from polyprag.engine import Engine
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.evaluation.data import Question
 from polyprag.evaluation.run import evaluate
 from polyprag.models import BaseModel
+from polyprag.recipes import with_settings
 from polyprag.systems import Combine, Rag, RetrievedRoute, RouteOfDocuments, UniformRoute
 
 NAMES = ["amber", "birch", "coral", "denim", "ebony", "fjord"]
@@ -203,3 +205,26 @@ def test_combine_takes_the_route_of_other_documents(
     expected = engine.store.combined_route(["d5", "d4"])
     assert all(np.array_equal(route, expected) for route in other)
     assert not any(np.array_equal(route, expected) for route in own)
+
+
+def test_the_amortised_router_makes_the_routes_that_adding_would(
+    tiny_base: BaseModel, tmp_path: Path, asked: list[tuple[list[Any], list[list[str]] | None]]
+) -> None:
+    recipe = with_settings(
+        Recipe(), ["train.router=true", "train.epochs=1", "train.experts=4", "augment.pairs=1"]
+    )
+    encode(tiny_base, DOCUMENTS[:4], tmp_path / "s", recipe)
+    # What the router makes of a text is the route of a document that is added by it.
+    copies = [Document(f"copy {d.id}", d.text, d.title) for d in DOCUMENTS[:4]]
+    add(tiny_base, copies, tmp_path / "s", amortised=True)
+    with Engine.open(tmp_path / "s", tiny_base) as engine:
+        questions = QUESTIONS[:4]
+        report = evaluate(engine, questions, only=["amortised_route", "own_route", "wrong_route"])
+        assert set(report.systems) == {"amortised_route", "own_route", "wrong_route"}
+        assert "amortised_minus_own" in report.differences
+        routes = np.stack(asked[1][0])  # asked after the own route
+        added = engine.store.routes([f"copy {q.documents[0]}" for q in questions])
+        # The store keeps codes as small whole numbers.
+        moved = np.abs(routes - added).max()
+        assert moved < 0.1 * np.abs(added).max()
+        assert moved < np.abs(added[0] - added[1]).max(), "nearer to its own than documents are to each other"
