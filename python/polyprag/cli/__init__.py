@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from polyprag._polyprag import __version__
-from polyprag.cli import augment, corpus, doctor, evaluate, exchange, inspect, model, store
+from polyprag.cli import augment, corpus, doctor, evaluate, exchange, explore, inspect, model, store
 from polyprag.cli.common import err, out, say
 from polyprag.cli.exits import ExitCode, exit_code
 from polyprag.errors import PolypragError
@@ -52,6 +52,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": exchange.export,
     "import": exchange.import_,
     "demo": model.demo,
+    "explore": explore.explore,
     "doctor": doctor.doctor,
 }
 _PANELS = {

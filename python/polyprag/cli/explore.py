@@ -1,0 +1,58 @@
+"""The command ``explore``."""
+
+from __future__ import annotations
+
+import webbrowser
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from polyprag._polyprag import Store
+from polyprag.cli.common import StorePath, err, say
+from polyprag.cli.corpus import Device, Dtype
+from polyprag.cli.model import AskModel
+from polyprag.errors import BaseModelMissing
+
+
+def explore(
+    store: StorePath,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes one that is free.")
+    ] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    answers: Annotated[
+        bool, typer.Option(help="Load the base model and answer; without, documents and routes alone.")
+    ] = True,
+    model: AskModel = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Open a page on this machine: ask, and see documents, weights, experts, and both answers.
+
+    The page is for this machine alone. Ctrl-C ends it.
+
+    Example: `polyprag explore wiki.polyprag`
+
+    Example: `polyprag explore wiki.polyprag --no-answers --no-browser --port 8321`
+    """
+    from polyprag.explore import Explorer, open_server
+
+    with ExitStack() as stack:
+        opened = stack.enter_context(Store.open(store))
+        engine, why = None, None if answers else "answers are off (--no-answers)"
+        if answers:
+            try:
+                from polyprag.engine import Engine
+
+                engine = stack.enter_context(Engine.open(opened, model, device=device, dtype=dtype))
+            except (BaseModelMissing, ImportError) as error:
+                if model is not None:
+                    raise
+                why = f"no answers: {' '.join(str(error).split())}"
+                say(f"Documents and routes alone; {why}", "yellow", err)
+        server = stack.enter_context(open_server(Explorer(opened, engine, why), port))
+        say(f"{server.url} shows {store}; Ctrl-C ends it")
+        if browser:
+            webbrowser.open(server.url)
+        server.serve_forever()
