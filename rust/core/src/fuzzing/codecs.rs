@@ -180,7 +180,6 @@ fn sparse(codec: &dyn Codec, experts: usize, logits: &[f32]) {
         (Phi::Sigmoid, None),
         (Phi::Softmax, None),
         (Phi::Sigmoid, Some(2)),
-        (Phi::Linear, None),
     ] {
         let mut weights = logits.to_vec();
         route_weights(phi, top_k, experts, &mut weights);
