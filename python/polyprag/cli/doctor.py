@@ -34,6 +34,8 @@ _EXTRAS_FOR = {
     "datasets": "Hugging Face data sets",
     "eval": "measures of retrieval, and the page of a report",
     "lm-eval": "polyprag as a model of lm-evaluation-harness",
+    "langchain": "a retriever and an LLM for LangChain",
+    "llama-index": "the same for LlamaIndex",
     "quantised": "base models in 8 or 4 bits",
 }
 _NOT_FOR_USERS = {"all", "dev"}

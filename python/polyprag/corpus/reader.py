@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -30,6 +30,8 @@ from polyprag.jsonl import open_binary
 CorpusFormat: TypeAlias = Literal[
     "jsonl", "csv", "tsv", "dpr", "parquet", "text", "markdown", "pdf", "folder", "beir", "datasets"
 ]
+#: Documents as mappings; a Hugging Face data set is one of those.
+RowsInMemory: TypeAlias = Iterable[Mapping[str, Any]]
 OnEmpty: TypeAlias = Literal["error", "skip", "title"]
 
 _Rows: TypeAlias = Generator[tuple[CorpusFormat, Place, dict[str, Any]], None, None]
@@ -108,7 +110,7 @@ class CorpusReader(Iterator[Document]):
 
     def __init__(
         self,
-        path: PathOrName,
+        source: PathOrName | RowsInMemory,
         format: CorpusFormat,
         *,
         id_field: str | None,
@@ -123,7 +125,8 @@ class CorpusReader(Iterator[Document]):
         on_empty: OnEmpty,
         max_text_bytes: int,
     ) -> None:
-        self.path = os.fspath(path)
+        self._given = None if isinstance(source, str | os.PathLike) else source
+        self.path = os.fspath(source) if isinstance(source, str | os.PathLike) else "rows in memory"
         self.format = format
         self.left_out = LeftOut()
         self._id_field, self._text_field, self._title_field = id_field, text_field, title_field
@@ -165,6 +168,8 @@ class CorpusReader(Iterator[Document]):
 
     def _rows(self, split: str | None, subset: str | None) -> _Rows:
         """The rows of the corpus. What cannot be opened fails here, before the first is asked for."""
+        if self._given is not None:
+            return _of_kind("datasets", _in_memory(self._given, self.path))
         if self.format == "datasets":
             if not self.path.startswith(SCHEME):
                 os.stat(self.path)
@@ -359,7 +364,7 @@ class CorpusReader(Iterator[Document]):
 
 
 def read_corpus(
-    path: PathOrName,
+    source: PathOrName | RowsInMemory,
     *,
     format: CorpusFormat | None = None,
     id_field: str | None = "id",
@@ -376,13 +381,13 @@ def read_corpus(
 ) -> CorpusReader:
     """The documents of a corpus, one at a time.
 
-    path: a file or a folder. Tables give a document a row: ``.jsonl`` (one object a line), ``.csv``, ``.tsv``
-    (a header, then one row a line; cells are taken as they are, quotes included) and ``.parquet``, DPR's
-    ``psgs_w100.tsv`` and BEIR's folders; all but Parquet also as ``.gz``. Texts give a document a file:
-    ``.txt``, ``.md``, and ``.pdf`` one a page. A folder gives what its files of these kinds give, in the
-    order of their names, ids below the folder. ``hf://datasets/OWNER/NAME`` is a set of the Hugging Face hub,
-    streamed, and a folder that ``save_to_disk`` wrote one on disk. Text is UTF-8, a byte order mark is
-    accepted.
+    source: a file or a folder; or rows in memory, a list of dicts or a Hugging Face ``Dataset``.
+    Tables give a document a row: ``.jsonl`` (one object a line), ``.csv``, ``.tsv`` (a header, then one row a
+    line; cells are taken as they are, quotes included) and ``.parquet``, DPR's ``psgs_w100.tsv`` and BEIR's
+    folders; all but Parquet also as ``.gz``. Texts give a document a file: ``.txt``, ``.md``, and ``.pdf``
+    one a page. A folder gives what its files of these kinds give, in the order of their names, ids below the
+    folder. ``hf://datasets/OWNER/NAME`` is a set of the Hugging Face hub, streamed, and a folder that
+    ``save_to_disk`` wrote one on disk. Text is UTF-8, a byte order mark is accepted.
     format: where the name does not tell (:func:`infer_format`).
     id_field: strings, or whole numbers from 0 to 2**64 - 1, for all rows; where no row has the field, or with
     None, ids are made from the content (:func:`content_id`). ``_id`` is taken where there is no ``id``.
@@ -404,7 +409,14 @@ def read_corpus(
     a line that is no JSON object, a duplicate, an empty or too long text, invalid UTF-8, a row with the wrong
     number of columns, or a damaged file.
     """
-    chosen = infer_format(path) if format is None else format
+    in_memory = not isinstance(source, str | os.PathLike)
+    if in_memory and (format, split, subset) != (None, None, None):
+        raise InvalidInput("rows in memory have no format, split or subset: leave them out")
+    chosen = format
+    if isinstance(source, str | os.PathLike):
+        chosen = infer_format(source) if format is None else format
+    elif format is None:
+        chosen = "datasets"
     if chosen not in get_args(CorpusFormat):
         known = ", ".join(map(repr, get_args(CorpusFormat)))
         raise InvalidInput(f"format is {format!r}; expected one of {known}")
@@ -417,8 +429,8 @@ def read_corpus(
     if max_text_bytes < 1:
         raise InvalidInput(f"max_text_bytes is {max_text_bytes}; expected at least 1")
     return CorpusReader(
-        path,
-        chosen,
+        source,
+        cast(CorpusFormat, chosen),
         id_field=id_field,
         text_field=text_field,
         title_field=title_field,
@@ -431,6 +443,11 @@ def read_corpus(
         on_empty=on_empty,
         max_text_bytes=max_text_bytes,
     )
+
+
+def _in_memory(rows: RowsInMemory, path: str) -> Rows:
+    for number, row in enumerate(rows, 1):
+        yield Place(path, "row", number), dict(row)
 
 
 def _of_kind(kind: CorpusFormat, rows: Rows, name: str = "") -> _Rows:
