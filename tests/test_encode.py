@@ -477,6 +477,7 @@ def test_adding_changes_nothing_but_routes(
         np.testing.assert_allclose(new, expected, rtol=0, atol=bound)
         assert np.abs(new - old.mean(0)).max() > 1e-3, "they were trained"
         assert trained[1].settings.epochs == recipe.add_epochs
+        assert trained[1].settings.code_lr == recipe.add_code_lr
         assert store.search("amber bridge", 1)[0].id == "n0"
         store.verify()
     assert before
@@ -634,7 +635,7 @@ class Read(Silent):
 def test_routes_that_are_added_start_where_the_router_puts_them(
     path: Path, tiny_base: BaseModel, trained: list[Encoding]
 ) -> None:
-    still = replace(ROUTER, train=replace(ROUTER.train, code_lr=0.0))
+    still = replace(ROUTER, train=replace(ROUTER.train, code_lr=0.0), add_code_lr=0.0)
     encode(tiny_base, DOCUMENTS, path, still, codec="code(6)")
     before, read = hashes(path), Read()
     assert add(tiny_base, NEW, path, reporter=read) == 2

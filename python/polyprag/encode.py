@@ -55,8 +55,9 @@ ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 class Recipe:
     """All settings of an encoding; kept in the store, so that added documents are treated alike.
 
-    ``add_samples``, ``add_epochs``: what the routes of added documents are trained on, and how often. Experts
-    that stay cannot learn the words of new questions, so a route's few numbers go to the answers alone.
+    ``add_samples``, ``add_epochs``, ``add_code_lr``: what the routes of added documents are trained on, how
+    often, and how fast codes are. Experts that stay cannot learn the words of new questions, so a route's few
+    numbers go to the answers alone; and nothing else moves, so that codes may move faster.
     ``augmenter``: the model that wrote the pairs; None is the base model. :func:`encode` fills it in.
     """
 
@@ -65,6 +66,7 @@ class Recipe:
     train: TrainSettings = TrainSettings()
     add_samples: SampleSettings = SampleSettings(with_passage=0, loss_on="answer")
     add_epochs: int = 12
+    add_code_lr: float = 1.0
     augmenter: str | None = None
 
     def seeded(self, seed: int) -> Recipe:
@@ -299,7 +301,7 @@ def add(
             )
         samples = build_samples(documents, augmentations, base.tokenizer, recipe.add_samples)
         frozen = _frozen(store, recipe.train)
-        settings = replace(frozen.settings, epochs=recipe.add_epochs)
+        settings = replace(frozen.settings, epochs=recipe.add_epochs, code_lr=recipe.add_code_lr)
         checkpoint = work / "added.pt"
         with _told(reporter, work, "added-metrics") as progress:
             encoding = train(
