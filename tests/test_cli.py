@@ -305,7 +305,7 @@ def test_ctrl_c_is_130(run: Callable[..., Any], store: Path, monkeypatch: pytest
         def open(*_: Any) -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("polyprag.cli.store.Store", Press)
+    monkeypatch.setattr(sys.modules["polyprag.cli.inspect"], "Store", Press)
     code, _, err = run("inspect", store)
     assert code == 130
     assert "Traceback" not in err

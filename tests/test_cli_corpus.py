@@ -98,7 +98,7 @@ def test_what_is_encoded_is_what_was_shown(
     )
     assert code == 0, err
     assert f"{shown['documents']} documents" in out
-    assert "train.code_lr=0.5" in out
+    assert "code_lr = 0.5" in out
     assert not store.exists()
     assert not list(tmp_path.glob("*.work")), "a dry run writes nothing"
 

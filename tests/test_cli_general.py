@@ -103,7 +103,7 @@ def test_a_file_holds_all_options(run: Callable[..., Any], encoding: Path) -> No
     code, out, err = run("encode", "--config", encoding, "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert (found["documents"], found["experts"], found["codec"]) == (2, 3, "code(4)")
+    assert (found["documents"], found["experts"], found["codec"]) == (2, 3, "code(4,int4)")
     with Store.open(found["store"]) as store:
         assert {module.name.rpartition(".")[2] for module in store.spec.modules} == {"up_proj"}
 

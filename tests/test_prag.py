@@ -209,7 +209,7 @@ def test_encode_and_eval_of_the_file_alone(
         assert opened.spec.recipe["augmenter"] == MODEL
         assert opened.spec.recipe["samples"]["with_passage"] == 2, "a pair behind the rewrite"
     assert len(training_pairs(store) or []) == 4
-    run("eval", store, path, "--prag", "--report", report, *base)
+    run("eval", store, path, "--report", report, *base)
     assert {system["questions"] for system in json.loads(report.read_text())["systems"].values()} == {4}
 
     path.write_text(json.dumps(FILE))

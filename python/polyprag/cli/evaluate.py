@@ -78,6 +78,7 @@ def evaluate(
             help="Stores, or none, and then the questions: JSONL or CSV with `question`, `answers` and "
             "`documents` (gold ids), `id` and `type` if there are; or a benchmark's file. With `--compare`: "
             "reports.",
+            readable=False,
         ),
     ],
     options: SetOptions,
@@ -283,7 +284,10 @@ def _compare(paths: Sequence[Path], reports: Sequence[Path], as_json: bool) -> N
 @grouped
 def questions(
     source: Annotated[
-        Path, typer.Argument(metavar="QUESTIONS", help="A question set, in any form that `eval` reads.")
+        Path,
+        typer.Argument(
+            metavar="QUESTIONS", help="A question set, in any form that `eval` reads.", readable=False
+        ),
     ],
     dest: Annotated[Path, typer.Argument(metavar="OUT", help="The JSONL file to write.")],
     options: SetOptions,
@@ -296,6 +300,7 @@ def questions(
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Passages of a question, with `--search`.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of `--sample`.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Turn a question set into JSONL: chosen questions, with their passages, to encode and to ask.
 
@@ -308,7 +313,7 @@ def questions(
     if search is None and (_format(options) or format_of(source)) in PLAIN:
         asked = _questions(source, options, seed)  # which may name their documents
         write_questions(dest, asked)
-        say(f"{len(asked)} questions written to {dest}")
+        _say_written(dest, len(asked), 0, as_json)
         return
     rows = _chosen(read_rows(source, _format(options), aliases=options.aliases), options, seed)
     if search is not None:
@@ -318,7 +323,14 @@ def questions(
             rows = with_found(rows, store, k)
     write_rows(dest, rows)
     passages = len({p.id for row in rows for p in row.passages})
-    say(f"{len(rows)} questions" + (f", {passages} passages" if passages else "") + f" written to {dest}")
+    _say_written(dest, len(rows), passages, as_json)
+
+
+def _say_written(dest: Path, questions: int, passages: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"questions": questions, "passages": passages, "path": str(dest)})
+    else:
+        say(f"{questions} questions" + (f", {passages} passages" if passages else "") + f" written to {dest}")
 
 
 def _format(options: SetOptions) -> SetFormat | None:
