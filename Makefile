@@ -32,7 +32,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-rust test-python lint bench fuzz proof sanitized clean check environment
+.PHONY: docs help setup demo test test-rust test-python lint bench fuzz proof sanitized clean check environment
 
 help:
 	@echo 'make demo    install and build, then encode the sample corpus and measure it (the main job)'
@@ -41,6 +41,7 @@ help:
 	@echo 'make bench   measure on PopQA, three seeds: benches/results/popqa.json'
 	@echo 'make fuzz    everything that reads a file, on mutated ones, FUZZ_RUNS=... a target (needs a C++ compiler)'
 	@echo 'make proof   fuzzing, and the tests that draw their cases, with many more cases (hours)'
+	@echo 'make docs    build the documentation into site/'
 	@echo 'make setup   only install and build: .venv/bin/polyprag is ready then'
 	@echo 'make clean   remove what was installed and built; demo/ and results stay'
 	@echo
@@ -123,6 +124,10 @@ proof: setup
 # The short forms again; the counting allocator of `hostile` goes through the sanitizer's.
 sanitized:
 	@[ "$$(uname)" != Linux ] || $(SANITIZED) -- --quiet --nocapture
+
+docs: setup
+	@$(BIN)/uv sync --quiet --locked --inexact --no-install-project --all-extras --group docs --no-python-downloads --python $(BIN)/python
+	@$(BIN)/python -m mkdocs build --strict --quiet && echo 'The site is in site/'
 
 clean:
 	@rm -rf .venv target python/polyprag/_polyprag*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,157 @@
+"""The pages say what is so: their code runs, their commands exist, their messages are ones that are said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from polyprag import Document
+from polyprag.cli import app
+from polyprag.models import BaseModel
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCS = REPOSITORY / "docs"
+# cli.md is made from the commands themselves.
+PAGES = [REPOSITORY / "README.md", *sorted(p for p in DOCS.glob("*.md") if p.name != "cli.md")]
+# Blocks that go on from something that a page only tells of; what they do is run by these tests, and here
+# it is seen that they are Python.
+ELSEWHERE = {"export.md": "test_exporting", "evaluation.md": "test_harness"}
+# Programs that the pages name beside ours.
+OTHERS = {"pip", "make", "vllm", "torchrun", "python"}
+
+
+def blocks(language: str) -> list[Any]:
+    found = []
+    for page in PAGES:
+        for number, match in enumerate(
+            re.finditer(r"^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE), 1
+        ):
+            if match[1] == language:
+                found.append(pytest.param(page, match[2], id=f"{page.name}-{number}"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(make_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples name."""
+    folder = tmp_path_factory.mktemp("docs")
+    documents = [
+        Document("amber", "The Amber Mill stands in Ost. It was built in 1850.", "Amber Mill"),
+        Document("ada", "Ada Lovelace was born in London.", "Ada Lovelace"),
+        Document("ilsabet", "Ilsabet Corrow was born in Druskin.", "Ilsabet Corrow"),
+    ]
+    (folder / "demo").mkdir()
+    shutil.copytree(make_store(folder / "wiki.polyprag", documents), folder / "demo" / "island.polyprag")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "mill.md").write_text("# Mill\n\nThe Amber Mill stands in Ost. It is old.\n")
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: BaseModel) -> Path:
+    """Inside of it; the tiny base model stands in for the one that a store names."""
+    monkeypatch.chdir(made)
+    monkeypatch.setattr("polyprag.engine.base_model_of", lambda *_, **__: tiny_base)
+    return made
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"))
+def test_python_runs(page: Path, code: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compiled = compile(code, f"{page.name}", "exec")
+    if page.name in ELSEWHERE:
+        return
+    for package in re.findall(r"integrations\.(\w+)", code):
+        pytest.importorskip(
+            {"langchain": "langchain_core", "llama_index": "llama_index.core"}.get(package, package)
+        )
+    exec(compiled, {"__name__": "__main__"})  # noqa: S102 - our own pages
+    assert capsys.readouterr().out.strip(), "an example shows something"
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("toml"))
+def test_toml_is_a_configuration(
+    page: Path, text: str, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tomllib.loads(text)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "handbook").mkdir()
+    (tmp_path / "handbook" / "a.md").write_text("# Mill\n\nThe mill stands in Ost.\n")
+    (tmp_path / "encode.toml").write_text(text)
+    code, _, err = run("encode", "--config", "encode.toml", "--dry-run")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("json"))
+def test_json_is_json(page: Path, text: str) -> None:
+    for line in filter(str.strip, [text] if page.name != "index.md" else text.splitlines()):
+        json.loads(line)
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("console"))
+def test_commands_are_ones_that_there_are(page: Path, text: str) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    joined = text.replace("\\\n", " ")
+    lines = [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+    assert lines, "a console block shows a command"
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[0] != "polyprag":
+            assert words[0] in OTHERS, line
+            continue
+        assert words[1] in commands, line
+        command = commands[words[1]]
+        options = {
+            name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]
+        }
+        for word in words[2:]:
+            if word.startswith("-"):
+                assert word.partition("=")[0] in options, f"{line}: {word}"
+
+
+def test_every_page_is_on_the_site() -> None:
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())
+
+    def pages(part: Any) -> list[str]:
+        if isinstance(part, str):
+            return [part]
+        values = part.values() if isinstance(part, dict) else part
+        return [page for value in values for page in pages(value)]
+
+    assert sorted(pages(site["nav"])) == sorted(p.name for p in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_messages_of_the_troubles_are_said() -> None:
+    source = "".join(
+        path.read_text()
+        for folder in ("python/polyprag", "rust/core/src")
+        for path in (REPOSITORY / folder).rglob("*")
+        if path.suffix in (".py", ".rs")
+    )
+    # A message may be built of parts that stand on lines of their own, with names in braces.
+    flat = re.sub(r'"\s*\n?\s*f?"', "", source)
+    flat = re.sub(r"\{[^{}]*\}", "{}", flat)
+    for message in re.findall(r"^\| `([^`]+)` \|", (DOCS / "faq.md").read_text(), re.MULTILINE):
+        generic = message.replace("typer", "{}").replace("'text'", "{}")
+        assert message in flat or generic in flat, message
