@@ -25,14 +25,15 @@ from polyprag.augment import (
 from polyprag.augment.local import LocalAugmenter
 from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, CorruptStore, DuplicateId, InvalidInput
+from polyprag.features import document_features, features_in_file
 from polyprag.fields import read_fields
 from polyprag.layers import ModuleShape, find_targets
 from polyprag.metrics import Metrics
-from polyprag.models import BaseModel, check_fingerprint, fingerprint, passage_text
-from polyprag.router import DEPTHS, Router, text_features
+from polyprag.models import BaseModel, check_fingerprint, fingerprint
+from polyprag.router import DEPTHS, Router
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
-from polyprag.trainer import forget, train
+from polyprag.trainer import forget, rows_folder, train
 from polyprag.training import Encoding, Progress, TrainSettings
 from polyprag.world import World
 
@@ -202,7 +203,7 @@ def encode(
             samples,
             len(documents),
             recipe.train,
-            features=_features(base, documents, reporter) if recipe.train.router else None,
+            features=_features(base, documents, checkpoint, reporter) if recipe.train.router else None,
             checkpoint=checkpoint,
             progress=progress,
         )
@@ -310,7 +311,7 @@ def add(
                 len(documents),
                 settings,
                 frozen=frozen,
-                features=_features(base, documents, reporter) if settings.router else None,
+                features=_features(base, documents, checkpoint, reporter) if settings.router else None,
                 checkpoint=checkpoint,
                 progress=progress,
             )
@@ -325,15 +326,12 @@ def add(
     return added
 
 
-def _features(base: BaseModel, documents: Sequence[Document], reporter: Reporter) -> NDArray[np.float32]:
-    """What an amortised router reads of each document."""
-    return _read(base, documents, _counted(reporter.reading, len(documents)))
-
-
-def _read(
-    base: BaseModel, documents: Sequence[Document], progress: Callable[[int], None]
+def _features(
+    base: BaseModel, documents: Sequence[Document], checkpoint: Path, reporter: Reporter
 ) -> NDArray[np.float32]:
-    return text_features(base, [passage_text(d.title, d.text or "") for d in documents], progress=progress)
+    """What an amortised router reads of each document, in a file beside the checkpoint."""
+    progress = _counted(reporter.reading, len(documents))
+    return features_in_file(base, documents, rows_folder(checkpoint), progress=progress)
 
 
 def router_of(base: BaseModel, store: Store) -> Router:
@@ -371,7 +369,7 @@ def _read_in(
         for start in range(0, len(chunk), _BLOCK):
             block = chunk[start : start + _BLOCK]
             if texts := [d for d in block if (d.text or "").strip()]:
-                codes = router.codes(_read(base, texts, progress))
+                codes = router.codes(document_features(base, texts, progress))
                 added += writer.add(texts, codes, on_duplicate=on_duplicate)
             if rest := [d for d in block if not (d.text or "").strip()]:
                 added += writer.add(rest, on_duplicate=on_duplicate)

@@ -25,6 +25,8 @@ from polyprag.routing import Phi, RouteDecoder
 from polyprag.rows import Rows, Start
 from polyprag.training import Encoding, TrainSettings
 
+_BLOCK = 4096  # documents whose features are read at a time
+
 Finish: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.float32]]
 Gather: TypeAlias = Callable[[Finish, tuple[int, ...]], NDArray[np.float32]]
 
@@ -252,7 +254,11 @@ class Codes(_Latent):
     def finished(self, numbers: NDArray[np.int64], rows: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.router is None or self.features is None:
             return rows
-        return rows + self.router.codes(np.asarray(self.features[numbers]))
+        routes: NDArray[np.float32] = rows.copy()
+        for begin in range(0, len(numbers), _BLOCK):  # features may lie in a file, and not fit in memory
+            some = slice(begin, begin + _BLOCK)
+            routes[some] += self.router.codes(np.asarray(self.features[numbers[some]]))
+        return routes
 
     def encoding(self, rows: Rows, documents: int, gather: Gather, losses: tuple[float, ...]) -> Encoding:
         return replace(

@@ -38,7 +38,7 @@ from polyprag.samples import Sample
 from polyprag.training import Encoding, Progress, TrainSettings
 from polyprag.world import World
 
-__all__ = ["Encoding", "Progress", "TrainSettings", "forget", "train"]
+__all__ = ["Encoding", "Progress", "TrainSettings", "forget", "rows_folder", "train"]
 
 ROWS_IN_MEMORY = 1 << 30  # bytes
 
@@ -111,10 +111,11 @@ def train(
 def forget(checkpoint: Path) -> None:
     """Remove a checkpoint and the rows beside it."""
     checkpoint.unlink(missing_ok=True)
-    shutil.rmtree(_rows_folder(checkpoint), ignore_errors=True)
+    shutil.rmtree(rows_folder(checkpoint), ignore_errors=True)
 
 
-def _rows_folder(checkpoint: Path) -> Path:
+def rows_folder(checkpoint: Path) -> Path:
+    """Where what is too large for a checkpoint lies: rows of documents, features, routes."""
     return checkpoint.with_name(checkpoint.name + ".rows")
 
 
@@ -161,7 +162,7 @@ class _Run:
         if self.checkpoint is None:
             raise InvalidInput("rows is 'files', but there is no checkpoint beside which they could be kept")
         return FileRows(
-            _rows_folder(self.checkpoint),
+            rows_folder(self.checkpoint),
             self.documents,
             width,
             start,
@@ -278,7 +279,7 @@ class _Run:
         """What a function of numbers and rows makes of all rows, each of a shape; of files in a file."""
         if isinstance(self.rows, MemoryRows) or self.checkpoint is None:
             return finish(*next(self.rows.blocks()))
-        path = _rows_folder(self.checkpoint) / "routes.npy"
+        path = rows_folder(self.checkpoint) / "routes.npy"
         if self.world.first:
             np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=(self.documents, *shape))
         self.world.wait()
