@@ -11,27 +11,32 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from polyprag import loss as module
-from polyprag.loss import CausalLoss, head_loss
+from polyprag.loss import CausalLoss, head_losses
 from polyprag.models import BaseModel
 from routed import attach, draw_routes, some_ids
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_head_in_parts_is_autograd_in_float64(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+@pytest.mark.parametrize(("bias", "teacher"), [(False, False), (True, False), (True, True)])
+def test_the_head_in_parts_is_autograd_in_float64(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, teacher: bool
+) -> None:
     draw = torch.Generator().manual_seed(0)
-    states = torch.randn(23, 8, generator=draw)
+    states, taught = torch.randn(2, 23, 8, generator=draw)
     weight, shift = torch.randn(50, 8, generator=draw), torch.randn(50, generator=draw) if bias else None
     targets = torch.randint(0, 50, (23,), generator=draw)
     reference = states.double().requires_grad_()
-    logits = nn.functional.linear(reference, weight.double(), None if shift is None else shift.double())
-    expected = nn.functional.cross_entropy(logits, targets, reduction="sum")
-    torch.autograd.backward(0.25 * expected)
-    expected = expected.detach()
+    head = weight.double(), None if shift is None else shift.double()
+    logits, others = (nn.functional.linear(x, *head) for x in (reference, taught.double()))
+    entropy = nn.functional.cross_entropy(logits, targets, reduction="sum")
+    q = others.log_softmax(1)
+    divergence = (q.exp() * (q - logits.log_softmax(1))).sum() if teacher else 0 * entropy
+    (expected,) = torch.autograd.grad(0.25 * entropy + 0.5 * divergence, [reference])
     for rows in (1, 7, 23, 100):
         monkeypatch.setattr(module, "_LOGITS_BYTES", {"cpu": 4 * 50 * rows})
-        found, gradient = head_loss(states, weight, shift, targets, 0.25)
-        assert float(found) == pytest.approx(float(expected), rel=1e-5)
-        torch.testing.assert_close(gradient.double(), reference.grad, rtol=1e-5, atol=1e-6)
+        found = head_losses(states, (weight, shift), targets, 0.25, taught if teacher else None, 0.5)
+        assert float(found.cross_entropy) == pytest.approx(float(entropy.detach()), rel=1e-5)
+        assert float(found.divergence) == pytest.approx(float(divergence.detach()), rel=1e-5)
+        torch.testing.assert_close(found.gradient.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +76,9 @@ def test_every_family_learns_by_the_gradient_of_its_own_logits(
     loss = CausalLoss(base)
     assert loss.plain is plain
     with routed.route(w):
-        found = loss.backward(ids, mask, targets, 0.5)
-    assert not found.requires_grad
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+        outputs = loss.outputs(ids, mask, targets)
+    found = loss.losses(outputs, targets, 0.5)
+    torch.autograd.backward(outputs, found.gradient)
+    torch.testing.assert_close(found.cross_entropy, expected.detach(), rtol=1e-5, atol=1e-5)
     for parameter, gradient in zip(routed.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)

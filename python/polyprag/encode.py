@@ -33,13 +33,14 @@ from polyprag.models import BaseModel, check_fingerprint, fingerprint
 from polyprag.router import DEPTHS, Router
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
-from polyprag.trainer import forget, rows_folder, train
+from polyprag.trainer import forget, rows_folder, train, train_loras
 from polyprag.training import Encoding, Progress, TrainSettings
 from polyprag.world import World
 
 AUGMENTATION = "augmentation.jsonl"
 ADDED = "added.jsonl"
 CHECKPOINT = "checkpoint.pt"
+LORAS = "loras.pt"
 
 # A document that BM25 ranks well above the others leads; ones that are as good count alike (docs/method.md).
 BY_SCORE = Combination(k=3, rule="score", temperature=0.15)
@@ -59,6 +60,8 @@ class Recipe:
     ``add_samples``, ``add_epochs``, ``add_code_lr``: what the routes of added documents are trained on, how
     often, and how fast codes are. Experts that stay cannot learn the words of new questions, so a route's few
     numbers go to the answers alone; and nothing else moves, so that codes may move faster.
+    ``teacher``: how one LoRA a document is trained before all else, where training learns from them (DyPRAG).
+    Its routing, rank, alpha and targets count for nothing: they are those of ``train``.
     ``augmenter``: the model that wrote the pairs; None is the base model. :func:`encode` fills it in.
     """
 
@@ -68,11 +71,31 @@ class Recipe:
     add_samples: SampleSettings = SampleSettings(with_passage=0, loss_on="answer")
     add_epochs: int = 12
     add_code_lr: float = 1.0
+    teacher: TrainSettings | None = None
     augmenter: str | None = None
 
     def seeded(self, seed: int) -> Recipe:
         """The same recipe, with one seed for the whole run."""
-        return replace(self, augment=replace(self.augment, seed=seed), train=replace(self.train, seed=seed))
+        return replace(
+            self,
+            augment=replace(self.augment, seed=seed),
+            train=replace(self.train, seed=seed),
+            teacher=None if self.teacher is None else replace(self.teacher, seed=seed),
+        )
+
+    @property
+    def loras(self) -> TrainSettings | None:
+        """How the LoRAs are trained from which training learns, if it does."""
+        if not self.train.taught:
+            return None
+        same = {name: getattr(self.train, name) for name in ("rank", "alpha", "targets")}
+        # Their weights and mixing are those of one LoRA alone, whatever is made of them.
+        return replace(self.teacher or TrainSettings(), routing="lora", **same)
+
+    @property
+    def amortised(self) -> bool:
+        """Whether the routes of the documents are made of their texts alone."""
+        return self.train.router and self.train.router_alone == 1.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -197,6 +220,12 @@ def encode(
         )
     samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
     checkpoint = work / CHECKPOINT
+    loras = None
+    if recipe.loras is not None:
+        with _told(reporter, work, "loras-metrics") as progress:
+            loras = train_loras(
+                base, samples, len(documents), recipe.loras, checkpoint=work / LORAS, progress=progress
+            )
     with _told(reporter, work, "metrics") as progress:
         encoding = train(
             base,
@@ -204,6 +233,7 @@ def encode(
             len(documents),
             recipe.train,
             features=_features(base, documents, checkpoint, reporter) if recipe.train.router else None,
+            loras=loras,
             checkpoint=checkpoint,
             progress=progress,
         )
@@ -216,6 +246,7 @@ def encode(
         ) as writer:
             _write(writer, documents, samples, encoding, spec.codec)
         forget(checkpoint)
+        forget(work / LORAS)
     world.wait()
     return augmentations
 
@@ -229,7 +260,7 @@ def add(
     work: Path | None = None,
     augmenter: Augmenter | None = None,
     written: Written | None = None,
-    amortised: bool = False,
+    amortised: bool | None = None,
     reporter: Reporter = Silent(),
 ) -> int:
     """Encode documents into a store that exists: only their routes are trained (Poly-z); returns how many.
@@ -240,7 +271,8 @@ def add(
     Args:
         amortised: the codes are what the store's router makes of title and text; nothing is augmented, and
             nothing trained. A document without a text gets no route. Every 50,000 documents are committed:
-            after Ctrl-C, the same call goes on with ``on_duplicate="skip"``.
+            after Ctrl-C, the same call goes on with ``on_duplicate="skip"``. None: if the routes of the
+            store's own documents were made so (DyPRAG's are), and no pairs are given.
 
     Raises:
         DuplicateId: an id is in the store already and ``on_duplicate`` is ``"error"``.
@@ -259,6 +291,8 @@ def add(
                 f"{store.path} has one LoRA a document and shares nothing that a new one could use: "
                 "encode anew"
             )
+        if amortised is None:
+            amortised = recipe.amortised and augmenter is None and written is None
         if amortised and (augmenter is not None or written is not None):
             raise InvalidInput(
                 "amortised: the router reads the texts alone, and no pairs are needed: give neither pairs "
@@ -567,6 +601,8 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
         top_k=spec.top_k,
         mixing=spec.mixing,  # type: ignore[arg-type]
         router=settings.router and router is not None,  # it does not come along to every codec
+        mse_weight=0.0,  # there are no LoRAs of the new documents to learn from
+        kl_weight=0.0,
     )
     return Encoding(
         modules=tuple(ModuleShape(m.name, m.in_features, m.out_features, m.group) for m in spec.modules),

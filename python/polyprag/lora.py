@@ -6,12 +6,13 @@ them, each sample's route is its own slot, and the slots' gradients go back to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyprag.layers import RoutedModel
 
@@ -23,6 +24,7 @@ class Slots:
     """
 
     def __init__(self, routed: RoutedModel, rank: int) -> None:
+        self._routed = routed
         self._layers = list(routed.layers.values())
         self.rank = rank
         self.slots = routed.route_shape[1]
@@ -37,11 +39,9 @@ class Slots:
     @torch.no_grad()
     def fill(self, rows: Tensor) -> None:
         """Put the LoRAs of n documents, rows [n, width], into the first n slots."""
-        parts = iter(rows.split(self.sizes, dim=1))  # type: ignore[no-untyped-call]
         n = len(rows)
-        for layer in self._layers:
-            layer.A[: n * self.rank] = next(parts).reshape(n * self.rank, -1)
-            b = next(parts).view(n, -1, self.rank).transpose(1, 2)
+        for layer, (a, b) in zip(self._layers, parts_of(self._routed, rows), strict=True):
+            layer.A[: n * self.rank] = a.reshape(n * self.rank, -1)
             layer.B[: n * self.rank] = b.reshape(n * self.rank, -1)
 
     def routes(self, n: int) -> Tensor:
@@ -77,3 +77,31 @@ class Slots:
                 b = next(parts).reshape(-1, m.out_features, self.rank)
                 found[f"{m.name}.B"][:, numbers] = b.swapaxes(0, 1)
         return found
+
+
+def parts_of(routed: RoutedModel, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The LoRAs of n documents, rows [n, width], layer by layer: A [n, r, in] and B [n, r, out]."""
+    sizes = [routed.rank * n for m in routed.modules for n in (m.in_features, m.out_features)]
+    parts = iter(rows.split(sizes, dim=1))  # type: ignore[no-untyped-call]
+    for m in routed.modules:
+        a, b = next(parts), next(parts)
+        yield a.view(-1, routed.rank, m.in_features), b.view(-1, m.out_features, routed.rank).transpose(1, 2)
+
+
+@contextmanager
+def lent(routed: RoutedModel, rows: Tensor) -> Iterator[None]:
+    """Inside, the experts of a routed model are the LoRAs of n documents, rows [n, width], without gradients.
+
+    A route then has n weights.
+    """
+    layers = list(routed.layers.values())
+    kept, shape = [(layer.A, layer.B) for layer in layers], routed.route_shape
+    try:
+        for layer, (a, b) in zip(layers, parts_of(routed, rows.detach()), strict=True):
+            layer.A, layer.B = (nn.Parameter(side.flatten(0, 1).to(layer.A), False) for side in (a, b))
+        routed.route_shape = shape[0], len(rows)
+        yield
+    finally:
+        routed.route_shape = shape
+        for layer, (A, B) in zip(layers, kept, strict=True):
+            layer.A, layer.B = A, B

@@ -1,4 +1,4 @@
-"""The loss of language modelling and its gradient, without the logits of what is not learnt.
+"""The losses of language modelling and their gradients, without the logits of what is not learnt.
 
 The logits of a whole batch are its largest tensor: 49,152 numbers a token in the small model, kept twice by
 autograd. Here the last hidden states of the tokens that are learnt go through the head some at a time, and
@@ -7,6 +7,7 @@ each part leaves its gradient with respect to these states behind and nothing el
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +19,25 @@ _PROBE = (1, 2, 3, 5)  # token ids that every vocabulary has
 _LOGITS_BYTES = {"cpu": 24 << 20}  # at a time: near the processor; elsewhere as many as keep it busy
 
 
-class CausalLoss:
-    """Cross-entropy of a base model's next tokens, summed.
+@dataclass(frozen=True)
+class Losses:
+    """Sums over tokens, in nats, and the gradient of their weighted sum.
 
-    Where the model's head is one matrix product, hidden states and head are computed apart. A head that does
-    more (Gemma scales its logits softly, Granite divides them) stays within the model, and is given the
-    states of learnt tokens alone.
+    cross_entropy: of the tokens to be learnt. divergence: KL(taught || model), of their distributions; 0
+    without a teacher. gradient: with respect to the outputs, in their shape and dtype.
+    """
+
+    cross_entropy: Tensor
+    divergence: Tensor
+    gradient: Tensor
+
+
+class CausalLoss:
+    """The next-token losses of a base model.
+
+    Where the model's head is one matrix product (``plain``), hidden states and head are computed apart. A
+    head that does more (Gemma caps its logits, Granite divides them) stays within the model, and is given
+    the states of learnt tokens alone.
 
     compile: have torch compile the model.
     """
@@ -35,69 +49,105 @@ class CausalLoss:
         model = model.base_model if self.plain else model
         self._model = torch.compile(model, dynamic=True) if compile else model
 
-    def backward(self, ids: Tensor, mask: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Add the gradients of ``scale`` times the loss to the model's parameters; returns the loss alone.
+    def outputs(self, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+        """What the model says of the n tokens to be learnt: last hidden states, or logits, [n, ...].
 
         ids, mask and targets [rows, longest] as of :func:`polyprag.batches.collate`: a target is the token to
         be learnt, or -100.
         """
         places = (targets.flatten() >= 0).nonzero().squeeze(1)
-        wanted = targets.flatten()[places]
-        if not self.plain:
-            loss = nn.functional.cross_entropy(
-                self._logits(ids, mask, places).float(), wanted, reduction="sum"
-            )
-            torch.autograd.backward(loss * scale)
-            return loss.detach()
-        hidden = self._model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-        states = hidden.flatten(0, 1).index_select(0, places)
-        head = self._head
-        loss, gradient = head_loss(states.detach(), head.weight, head.bias, wanted, scale)
-        torch.autograd.backward(states, gradient)
-        return loss
-
-    def _logits(self, ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-        """Those of some places of the flattened batch [n, vocabulary], from the model itself."""
 
         def chosen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (inputs[0].flatten(0, 1).index_select(0, places).unsqueeze(0), *inputs[1:])
 
-        if self._head is None:
-            logits: Tensor = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            return logits.flatten(0, 1).index_select(0, places)
-        hook = self._head.register_forward_pre_hook(chosen)
+        inside = None if self.plain or self._head is None else self._head.register_forward_pre_hook(chosen)
         try:
-            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            said = self._model(input_ids=ids, attention_mask=mask, use_cache=False)
         finally:
-            hook.remove()
-        return logits.squeeze(0)
+            if inside is not None:
+                inside.remove()
+        found: Tensor = said[0] if self.plain else said.logits
+        return found.squeeze(0) if inside is not None else found.flatten(0, 1).index_select(0, places)
+
+    def losses(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        scale: float,
+        taught: Tensor | None = None,
+        taught_scale: float = 0.0,
+    ) -> Losses:
+        """The losses of :meth:`outputs`, and the gradient of ``scale`` times the cross-entropy and
+        ``taught_scale`` times the divergence from the outputs ``taught`` of a teacher.
+        """
+        wanted = targets.flatten()
+        wanted = wanted[wanted >= 0]
+        head = (self._head.weight, self._head.bias) if self.plain else None
+        return head_losses(outputs.detach(), head, wanted, scale, taught, taught_scale)
 
 
 @torch.no_grad()
-def head_loss(
-    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of ``targets`` [n] under softmax(states W^T + b), computed in float32.
+def head_losses(
+    outputs: Tensor,
+    head: tuple[Tensor, Tensor | None] | None,
+    targets: Tensor,
+    scale: float,
+    taught: Tensor | None = None,
+    taught_scale: float = 0.0,
+) -> Losses:
+    """The losses of ``targets`` [n], computed in float32.
 
-    states [n, hidden] and weight [vocabulary, hidden] of one dtype. Returns the loss, and ``scale`` times its
-    gradient with respect to the states, in their dtype.
+    head: weight [vocabulary, hidden] and bias that make logits of the outputs [n, hidden]; None where these
+    are logits already. ``taught``: as the outputs, of a teacher.
     """
-    gradient = torch.empty_like(states)
-    total = torch.zeros((), device=states.device)
-    rows = max(_LOGITS_BYTES.get(states.device.type, 256 << 20) // (4 * len(weight)), 1)
-    for begin in range(0, len(states), rows):
+    gradient = torch.empty_like(outputs)
+    entropy, divergence = torch.zeros((2,), device=outputs.device)
+    vocabulary = outputs.shape[1] if head is None else len(head[0])
+    rows = max(_LOGITS_BYTES.get(outputs.device.type, 256 << 20) // (4 * vocabulary), 1)
+    for begin in range(0, len(outputs), rows):
         part = slice(begin, begin + rows)
-        logits = nn.functional.linear(states[part], weight, bias).float()
         own = targets[part].unsqueeze(1)
-        aimed = logits.gather(1, own)
-        highest = logits.amax(1, keepdim=True)
-        weights = logits.sub_(highest).exp_()
-        sums = weights.sum(1, keepdim=True)
-        total += (sums.log() + highest - aimed).sum()
-        weights.mul_(scale / sums)
+        logits = _logits(outputs[part], head)
+        if taught is None:
+            weights, some = _softmax(logits, own)
+            weights.mul_(scale)
+        else:
+            weights, some, other = _taught(logits, _logits(taught[part], head), own, scale, taught_scale)
+            divergence += other
+        entropy += some
         weights.scatter_add_(1, own, weights.new_full(own.shape, -scale))
-        torch.mm(weights.to(states.dtype), weight, out=gradient[part])
-    return total, gradient
+        if head is None:
+            gradient[part] = weights
+        else:
+            torch.mm(weights.to(outputs.dtype), head[0], out=gradient[part])
+    return Losses(entropy, divergence, gradient)
+
+
+def _logits(outputs: Tensor, head: tuple[Tensor, Tensor | None] | None) -> Tensor:
+    """In float32, and nobody else's."""
+    if head is None:
+        return outputs.to(torch.float32, copy=True)
+    return nn.functional.linear(outputs, *head).float()
+
+
+def _softmax(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax in place, and the summed cross-entropy of the classes ``own`` [n, 1]."""
+    aimed = logits.gather(1, own)
+    highest = logits.amax(1, keepdim=True)
+    weights = logits.sub_(highest).exp_()
+    sums = weights.sum(1, keepdim=True)
+    return weights.div_(sums), (sums.log() + highest - aimed).sum()
+
+
+def _taught(
+    logits: Tensor, taught: Tensor, own: Tensor, scale: float, taught_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient without what the classes ``own`` take from it, the cross-entropy, and the divergence."""
+    logits, taught = logits.log_softmax(1), taught.log_softmax(1)
+    entropy = -logits.gather(1, own).sum()
+    aims = taught.exp()
+    divergence = (aims * (taught - logits)).sum()
+    return logits.exp_().mul_(scale + taught_scale).sub_(aims, alpha=taught_scale), entropy, divergence
 
 
 @torch.no_grad()

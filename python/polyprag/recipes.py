@@ -10,13 +10,15 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from polyprag.encode import Recipe
 from polyprag.errors import InvalidInput
+from polyprag.training import TrainSettings
 
-System: TypeAlias = Literal["polyprag", "poly-prag", "prag"]
+System: TypeAlias = Literal["polyprag", "poly-prag", "prag", "dyprag"]
 
 _T = TypeVar("_T")
 
 # What differs from our defaults. Poly-PRAG is arXiv 2511.17044, with the settings of its first author's code
-# of the weeks before, since the paper's are not all known to us; PRAG is arXiv 2501.15915, section 3.2.
+# of the weeks before, since the paper's are not all known to us; PRAG is arXiv 2501.15915, section 3.2;
+# DyPRAG is arXiv 2503.23895, and learns from the LoRAs of PRAG.
 _TRAIN: Mapping[System, Mapping[str, Any]] = {
     "polyprag": {},
     "poly-prag": {
@@ -35,15 +37,30 @@ _TRAIN: Mapping[System, Mapping[str, Any]] = {
     },
     # Documents share nothing, so a batch of eight of them is eight batches of one.
     "prag": {"routing": "lora", "epochs": 1, "lora_lr": 3e-4, "schedule": "constant", "clip": 0.0},
+    # Weights of the losses and K, its p, are the published ones. Rates and epochs are ours: a network that is
+    # trained on hundreds of documents and not on thousands needs more of both.
+    "dyprag": {
+        "mixing": "factors",
+        "experts": 32,
+        "router": True,
+        "router_alone": 1.0,
+        "mse_weight": 100.0,
+        "kl_weight": 0.01,
+    },
 }
 
 
 def recipe_of(system: System = "polyprag") -> Recipe:
-    """The recipe of a system: ours, Poly-PRAG as first published, or PRAG (one LoRA a document)."""
+    """The recipe of a system.
+
+    Ours, Poly-PRAG as first published, PRAG (one LoRA a document), or DyPRAG (a network that makes a
+    document's LoRA of its text).
+    """
     if system not in get_args(System):
         raise InvalidInput(f"system is one of {', '.join(get_args(System))}, not {system!r}")
-    recipe = Recipe()
-    return replace(recipe, train=replace(recipe.train, **_TRAIN[system]))
+    train = replace(TrainSettings(), **_TRAIN[system])
+    teacher = replace(TrainSettings(), **_TRAIN["prag"]) if system == "dyprag" else None
+    return replace(Recipe(), train=train, teacher=teacher)
 
 
 def with_settings(recipe: _T, settings: Iterable[str]) -> _T:
@@ -71,6 +88,8 @@ def _set(part: Any, path: list[str], value: Any, setting: str) -> Any:
         advice = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
         raise InvalidInput(f"{setting!r}: there is no setting {name!r} here; {advice}")
     old = getattr(part, name)
+    if name == "teacher" and old is None:
+        raise InvalidInput(f"{setting!r}: this recipe learns from no LoRAs; that of --system dyprag does")
     if is_dataclass(old) != bool(rest):
         inner = f"{name}.{fields(old)[0].name}" if is_dataclass(old) else name
         raise InvalidInput(f"{setting!r}: expected the name of one setting, such as {inner}")

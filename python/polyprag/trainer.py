@@ -35,10 +35,11 @@ from polyprag.models import BaseModel, fingerprint
 from polyprag.parametrisation import Finish, attach
 from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, record
 from polyprag.samples import Sample
+from polyprag.teacher import Teacher
 from polyprag.training import Encoding, Progress, TrainSettings
 from polyprag.world import World
 
-__all__ = ["Encoding", "Progress", "TrainSettings", "forget", "rows_folder", "train"]
+__all__ = ["Encoding", "Progress", "TrainSettings", "forget", "rows_folder", "train", "train_loras"]
 
 ROWS_IN_MEMORY = 1 << 30  # bytes
 
@@ -51,6 +52,7 @@ def train(
     *,
     frozen: Encoding | None = None,
     features: NDArray[np.float32] | None = None,
+    loras: NDArray[np.float32] | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] = lambda p: None,
 ) -> Encoding:
@@ -61,6 +63,7 @@ def train(
         frozen: experts and decoder that stay as they are; its ``routes`` [any number, ...] are those of the
             documents that the store has: new ones start at their mean, or where its router puts them.
         features: [documents, f], what an amortised router reads of them; needed if ``settings.router``.
+        loras: [documents, width], what :func:`train_loras` gives; needed if ``settings.taught``.
         checkpoint: a file to save to now and then, on Ctrl-C and at the end of training, and to resume from.
         progress: called after every step.
 
@@ -68,6 +71,43 @@ def train(
         CheckpointMismatch: ``checkpoint`` belongs to other samples or settings.
         KeyboardInterrupt: on Ctrl-C, after the checkpoint is saved.
     """
+    if settings.router and (features is None or len(features) != documents):
+        raise InvalidInput("a router needs the features of every document: give text_features of their texts")
+    if settings.taught and (loras is None or len(loras) != documents):
+        raise InvalidInput("mse_weight and kl_weight need a trained LoRA of every document: see train_loras")
+    _check_samples(samples, documents)
+    run = _Run(base, samples, documents, settings, frozen, features, loras, checkpoint)
+    try:
+        run.finish(progress)
+        return run.encoding()
+    finally:
+        run.routed.detach()
+
+
+def train_loras(
+    base: BaseModel,
+    samples: Sequence[Sample],
+    documents: int,
+    settings: TrainSettings,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[Progress], None] = lambda p: None,
+) -> NDArray[np.float32]:
+    """Train one LoRA a document (``routing`` is ``lora``), and give them as rows [documents, width] of
+    :class:`polyprag.lora.Slots`: in memory, or in a file beside the checkpoint. Raises as :func:`train`.
+    """
+    if settings.routing != "lora":
+        raise InvalidInput(f"routing is 'lora' for one LoRA a document, not {settings.routing!r}")
+    _check_samples(samples, documents)
+    run = _Run(base, samples, documents, settings, None, None, None, checkpoint)
+    try:
+        run.finish(progress)
+        return run.gathered(lambda numbers, rows: rows, (run.kind.width,))
+    finally:
+        run.routed.detach()
+
+
+def _check_samples(samples: Sequence[Sample], documents: int) -> None:
     if not samples:
         raise InvalidInput("no samples to train on")
     for sample in samples:
@@ -75,37 +115,6 @@ def train(
             raise InvalidInput(f"a sample speaks of document {sample.document}, but there are {documents}")
         if len(sample.ids) <= max(sample.loss_from, 1):
             raise InvalidInput(f"a sample of document {sample.document} has no token to learn: {sample}")
-    if settings.router and (features is None or len(features) != documents):
-        raise InvalidInput("a router needs the features of every document: give text_features of their texts")
-    run = _Run(base, samples, documents, settings, frozen, features, checkpoint)
-    try:
-        if checkpoint is not None and checkpoint.exists():
-            run.load(checkpoint)
-        else:
-            run.rows.reset()
-        saved = time.monotonic()
-        while run.step < run.steps:
-            try:
-                with _interrupts() as asked:
-                    done = run.advance()
-                    # All processes stop, or save, after the same step.
-                    stop = run.world.any(bool(asked))
-                if stop:
-                    raise KeyboardInterrupt
-                progress(done)
-                late = time.monotonic() - saved > settings.checkpoint_seconds
-                if checkpoint is not None and run.world.any(late or run.rows.full):
-                    run.save(checkpoint)
-                    saved = time.monotonic()
-            except KeyboardInterrupt:
-                if checkpoint is not None:
-                    run.save(checkpoint)
-                raise
-        if checkpoint is not None:
-            run.save(checkpoint)
-        return run.encoding()
-    finally:
-        run.routed.detach()
 
 
 def forget(checkpoint: Path) -> None:
@@ -130,6 +139,7 @@ class _Run:
         settings: TrainSettings,
         frozen: Encoding | None,
         features: NDArray[np.float32] | None,
+        loras: NDArray[np.float32] | None,
         checkpoint: Path | None,
     ) -> None:
         self.base, self.samples, self.documents = base, samples, documents
@@ -145,6 +155,12 @@ class _Run:
             self.kind = attach(base, settings, frozen, features)
         self.routed = self.kind.routed
         try:
+            self.teacher = Teacher(self.routed, loras) if settings.taught and loras is not None else None
+            if self.teacher is not None:
+                mean = self.teacher.mean.tobytes()
+                self.key = hashlib.blake2b(mean, digest_size=16, key=self.key.encode()).hexdigest()
+                if frozen is None:
+                    self.teacher.begin()
             self.rows = self._new_rows()
             self.shared, self.optimiser = self._new_optimiser()
             if settings.checkpointing:
@@ -182,6 +198,33 @@ class _Run:
         optimiser = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=fused)
         return [parameter for group in groups for parameter in group["params"]], optimiser
 
+    def finish(self, progress: Callable[[Progress], None]) -> None:
+        """Train from the checkpoint, or from the start, to the end."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self.load(self.checkpoint)
+        else:
+            self.rows.reset()
+        saved = time.monotonic()
+        while self.step < self.steps:
+            try:
+                with _interrupts() as asked:
+                    done = self.advance()
+                    # All processes stop, or save, after the same step.
+                    stop = self.world.any(bool(asked))
+                if stop:
+                    raise KeyboardInterrupt
+                progress(done)
+                late = time.monotonic() - saved > self.settings.checkpoint_seconds
+                if self.checkpoint is not None and self.world.any(late or self.rows.full):
+                    self.save(self.checkpoint)
+                    saved = time.monotonic()
+            except KeyboardInterrupt:
+                if self.checkpoint is not None:
+                    self.save(self.checkpoint)
+                raise
+        if self.checkpoint is not None:
+            self.save(self.checkpoint)
+
     def advance(self) -> Progress:
         """One optimiser step."""
         started = time.monotonic()
@@ -192,7 +235,7 @@ class _Run:
             self.world.sum([rows])  # each process has some
         rows.requires_grad_()
         self.kind.begin(rows)
-        value = self._backward(batch, documents, rows, mixing)
+        value, mse, kl = self._backward(batch, documents, rows, mixing)
         gradients = [p.grad for p in (*self.shared, rows) if p.grad is not None]
         self.world.sum(gradients)
         if finite := self.scale.undo(gradients):
@@ -202,7 +245,8 @@ class _Run:
         self.step += 1
         self.losses.append(value)
         tokens = sum(len(self.samples[i].ids) for i in batch)
-        return Progress(self.step, self.steps, value, tokens, time.monotonic() - started, decay)
+        lessons = (None, None) if self.teacher is None else (mse, kl)
+        return Progress(self.step, self.steps, value, tokens, time.monotonic() - started, decay, *lessons)
 
     def _mixing(self, batch: Sequence[int]) -> tuple[NDArray[np.int64], Tensor]:
         """The documents whose routes a batch needs [n], ascending, and what part each has in each sample's
@@ -227,38 +271,62 @@ class _Run:
 
     def _backward(
         self, batch: Sequence[int], documents: NDArray[np.int64], rows: Tensor, mixing: Tensor
-    ) -> float:
-        """Gradients of the batch's loss from this process's part of it; returns the loss of all of it."""
+    ) -> tuple[float, float, float]:
+        """Gradients of the batch's losses from this process's part of it; returns the losses of all of it: a
+        token's cross-entropy, a document's squared error and a sample's divergence.
+        """
         for parameter in self.shared:
             parameter.grad = None
-        total = torch.zeros((), device=self.base.device)
+        total = torch.zeros(3, device=self.base.device)
         count = sum(learnt(self.samples[i]) for i in batch)
         parts = self.world.size * self.settings.accumulation
         for part in range(self.settings.accumulation):
             # Every parts-th sample, so that all have their share of the long ones.
             places = range(self.world.rank * self.settings.accumulation + part, len(batch), parts)
-            if not places:
-                continue
-            pad = int(self.base.tokenizer.pad_token_id)
-            tensors = collate([self.samples[batch[i]] for i in places], pad)
-            ids, mask, targets = (t.to(self.base.device) for t in tensors)
-            routes = self.kind.routes(documents, rows, self.step)
-            w = torch.einsum("bn,ngk->bgk", mixing[list(places)], routes)
-            with self.routed.route(w):
-                loss = self.loss.backward(ids, mask, targets, self.scale.factor / count)
-            total += loss / count
+            if places:
+                some = [self.samples[batch[i]] for i in places]
+                total += self._part(some, documents, rows, mixing[list(places)], count, len(batch))
         self.kind.end(rows)
         for trained in (*self.shared, rows):
             if trained.grad is None:  # this process had no part of a small batch
                 trained.grad = torch.zeros_like(trained)
         self.world.sum([total])
-        value = float(total)
+        value, mse, kl = total.tolist()
         if not math.isfinite(value):
             raise InvalidInput(
                 f"the loss became {value} at step {self.step + 1}: "
                 f"lower expert_lr ({self.settings.expert_lr}) or use dtype fp32"
             )
-        return value
+        return value, mse, kl
+
+    def _part(
+        self,
+        samples: Sequence[Sample],
+        documents: NDArray[np.int64],
+        rows: Tensor,
+        mixing: Tensor,
+        tokens: int,
+        of: int,
+    ) -> Tensor:
+        """Gradients and losses [3] of some of a batch's ``of`` samples, in which ``tokens`` are learnt."""
+        pad = int(self.base.tokenizer.pad_token_id)
+        ids, mask, targets = (t.to(self.base.device) for t in collate(samples, pad))
+        routes = self.kind.routes(documents, rows, self.step)
+        with self.routed.route(torch.einsum("bn,ngk->bgk", mixing, routes)):
+            outputs = self.loss.outputs(ids, mask, targets)
+        if self.teacher is None:
+            found = self.loss.losses(outputs, targets, self.scale.factor / tokens)
+            torch.autograd.backward(outputs, found.gradient)
+            return torch.stack([found.cross_entropy / tokens, *found.cross_entropy.new_zeros(2)])
+        loras = self.teacher.read(documents)
+        with torch.no_grad(), self.teacher.lent(loras, mixing):
+            taught = self.loss.outputs(ids, mask, targets)
+        scale, s = self.scale.factor, self.settings
+        found = self.loss.losses(outputs, targets, scale / tokens, taught, scale * s.kl_weight / of)
+        # A document counts as often as samples speak of it, whichever process has them.
+        mse = (mixing.sum(0) / of) @ self.teacher.errors(routes, loras)
+        torch.autograd.backward([outputs, mse * (scale * s.mse_weight)], [found.gradient, None])
+        return torch.stack([found.cross_entropy / tokens, mse.detach(), found.divergence / of])
 
     def _move(self, documents: NDArray[np.int64], rows: Tensor) -> None:
         s = self.settings
@@ -273,9 +341,9 @@ class _Run:
             self.rows.update(documents, rows.grad, decay * s.row_lr)
 
     def encoding(self) -> Encoding:
-        return self.kind.encoding(self.rows, self.documents, self._gathered, tuple(self.losses))
+        return self.kind.encoding(self.rows, self.documents, self.gathered, tuple(self.losses))
 
-    def _gathered(self, finish: Finish, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def gathered(self, finish: Finish, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """What a function of numbers and rows makes of all rows, each of a shape; of files in a file."""
         if isinstance(self.rows, MemoryRows) or self.checkpoint is None:
             return finish(*next(self.rows.blocks()))

@@ -38,6 +38,9 @@ class TrainSettings:
     ``router``: also train a network that maps a document's text to its code (an amortised router); a code
     is then its output and what the document's own steps add to it. In the share ``router_alone`` of cases
     nothing is added, so that the router learns to do without.
+    ``mse_weight``, ``kl_weight``: of what a hypernetwork learns from LoRAs that were trained one a document
+    (DyPRAG, :mod:`polyprag.teacher`): the squared error of the LoRA that a route makes, summed over matrices,
+    and the divergence of what the model says, summed over the tokens of a sample.
     ``rows``: where codes or logits and their optimiser's state are: ``auto`` is memory, or beside the
     checkpoint where they would take more than 1 GiB.
     """
@@ -56,6 +59,8 @@ class TrainSettings:
     mixture_size: int = 3
     router: bool = False
     router_alone: float = 0.5
+    mse_weight: float = 0.0
+    kl_weight: float = 0.0
     epochs: int = 4
     batch_size: int = 8
     accumulation: int = 1
@@ -85,7 +90,7 @@ class TrainSettings:
         for name in ("code_dim", "experts", "rank", "epochs", "batch_size", "accumulation", "mixture_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in (*_RATES, "clip"):
+        for name in (*_RATES, "clip", "mse_weight", "kl_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InvalidInput(f"{name} is a number of at least 0, not {getattr(self, name)}")
         for name in ("warmup", "mixture", "router_alone"):
@@ -96,8 +101,20 @@ class TrainSettings:
             raise InvalidInput(
                 "gumbel is noise of weights from 0 to 1: it goes with phi 'sigmoid' or 'softmax'"
             )
+        if self.mse_weight > 0 and self.mixing != "factors":
+            raise InvalidInput(
+                "mse_weight compares the A and the B that a route mixes with those of a LoRA: it goes with "
+                "mixing 'factors'"
+            )
+        if self.taught and self.routing == "lora":
+            raise InvalidInput("mse_weight and kl_weight are of routes that learn from LoRAs, not of LoRAs")
         if self.router and self.routing != "code":
             raise InvalidInput("router makes codes: it goes with routing 'code', not 'table'")
+
+    @property
+    def taught(self) -> bool:
+        """Whether training needs the LoRAs of documents to learn from."""
+        return self.mse_weight > 0 or self.kl_weight > 0
 
     @property
     def row_lr(self) -> float:
@@ -121,6 +138,8 @@ class Progress:
 
     ``loss``: its mean cross-entropy a token, in nats; ``tokens``: those of the batch, unpadded, over all
     processes; ``step_seconds``: what it took; ``decay``: what the learning rates were multiplied by.
+    ``mse``, ``kl``: of training that learns from LoRAs, unweighted: a document's squared error, and a
+    sample's divergence, on average.
     """
 
     step: int
@@ -129,6 +148,8 @@ class Progress:
     tokens: int
     step_seconds: float
     decay: float = 1.0
+    mse: float | None = None
+    kl: float | None = None
 
     @property
     def tokens_a_second(self) -> float:

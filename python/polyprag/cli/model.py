@@ -230,13 +230,14 @@ def add(
     augment_concurrency: AugmentConcurrency = 8,
     augmentation: WrittenFile = None,
     amortised: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--amortised",
+            "--amortised/--trained",
             help="Codes by the store's router, from the texts alone: no pairs, no training. Encode with "
-            "`--set train.router=true` for a store that has one.",
+            "`--set train.router=true` for a store that has one. Default: as the store's own documents, "
+            "which `--system dyprag` makes of their texts.",
         ),
-    ] = False,
+    ] = None,
     work: Work = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
