@@ -634,6 +634,24 @@ def test_documents_are_added_by_the_router(
     assert "router is left out" in err
 
 
+def test_dyprag_encodes_and_adds_as_any_system(
+    run: Callable[..., Any], tmp_path: Path, model_folder: Path
+) -> None:
+    store, options = tmp_path / "s", ["--model", model_folder, *TINY]
+    rows = [{"id": i, "title": f"Mill {n}", "text": f"The {n} mill is in Ost."} for i, n in enumerate(NAMES)]
+    small = ["--epochs", "1", "--pairs", "1", "--experts", "4", "--code-dim", "6", "--system", "dyprag"]
+    code, _, err = run("encode", corpus(tmp_path / "c.jsonl", *rows), store, *options, *small)
+    assert code == 0, err
+    assert (work_folder(store) / "loras-metrics.jsonl").read_text().count("\n") >= 1
+    last = json.loads((work_folder(store) / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["mse"] >= 0
+    assert last["kl"] >= 0
+    new = corpus(tmp_path / "new.jsonl", {"id": 9, "title": "Fjord", "text": "The fjord bridge."})
+    code, out, err = run("add", new, store, *options)
+    assert (code, out) == (0, f"1 documents added to {store}\n"), err
+    assert not (work_folder(store) / "added.jsonl").exists(), "no pair was written"
+
+
 @pytest.mark.usefixtures("short_answers")
 def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_folder: Path) -> None:
     """The whole way, each step a command."""

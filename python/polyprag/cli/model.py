@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from polyprag.encode import Recipe
 
 Routing = Literal["code", "table", "lora"]
-System = Literal["polyprag", "poly-prag", "prag"]
+System = Literal["polyprag", "poly-prag", "prag", "dyprag"]
 
 AskModel = Annotated[
     str | None,
@@ -74,7 +74,10 @@ def encode(
     model: Model = None,
     system: Annotated[
         System,
-        typer.Option(help="Whose recipe: ours, Poly-PRAG as first published, or PRAG (one LoRA a document)."),
+        typer.Option(
+            help="Whose recipe: ours, Poly-PRAG as first published, PRAG (one LoRA a document), or DyPRAG (a "
+            "network makes a document's LoRA of its text)."
+        ),
     ] = "polyprag",
     routing: Annotated[
         Routing | None, typer.Option(help="What is trained for each document. Default: code.")
@@ -251,6 +254,7 @@ def add(
 
     Example: `polyprag add new.jsonl wiki.polyprag`
     """
+    from polyprag.encode import Recipe
     from polyprag.encode import add as run
     from polyprag.engine import base_model_of
     from polyprag.progress import Bars
@@ -258,15 +262,17 @@ def add(
 
     own = options.format == "prag" and not amortised  # the pairs that the corpus brings
     again = f"polyprag add {corpus} {store}"
-    if amortised:
-        # Some were committed.
-        again += f" --amortised --on-duplicate {'skip' if on_duplicate == 'error' else on_duplicate}"
     with launched() as world:
         with Store.open(store) as opened:
+            if amortised is None and options.format != "prag" and not (augment_url or augmentation):
+                amortised = Recipe.of(opened).amortised
             # The model that the store's pairs are of, if none is named; where it is, only the user may say.
             known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
             augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
             base = base_model_of(opened, model, device=device, dtype=dtype)
+        if amortised:
+            # Some were committed.
+            again += f" --amortised --on-duplicate {'skip' if on_duplicate == 'error' else on_duplicate}"
         documents = documents_of(corpus, options, lambda: base.tokenizer)
         given = Path(corpus) if own and augmentation is None else augmentation
         ready = written(given, documents, augment_url, err if as_json else out)
