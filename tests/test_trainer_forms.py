@@ -60,11 +60,20 @@ import torch
 torch.set_num_threads(1)
 base = BaseModel(make_model(), make_tokenizer(), "tiny")
 with launched() as world:
-    for rows in ("memory", "files"):
-        settings = replace(SMALL, batch_size=3, epochs=7, rows=rows)
+    for rows, size in (("memory", 3), ("files", 3), ("shard", 7)):
+        settings = replace(SMALL, batch_size=size, epochs=21 // size, rows="memory" if size == 7 else rows)
+        settings = replace(settings, shard=size == 7)
         done = train(base, facts(base), 4, settings, checkpoint=Path({folder!r}) / rows / "c.pt")
         if world.first:
             keep(done, Path({folder!r}) / (rows + ".npz"))
+    parts = [p.to_local().numel() for p in base.model.parameters()]
+    assert sum(parts) < 0.6 * sum(p.numel() for p in base.model.parameters())
+    # It stays in parts, and trains again; the tied head of another one, too.
+    train(base, facts(base), 4, replace(settings, epochs=1))
+    tied = BaseModel(make_model(tie_word_embeddings=True), make_tokenizer(), "tied")
+    done = train(tied, facts(tied), 4, replace(settings, epochs=1, checkpointing=True))
+    if world.first:
+        keep(done, Path({folder!r}) / "tied.npz")
 """
 
 
@@ -72,18 +81,26 @@ def keep(encoding: Any, path: Path) -> None:
     np.savez(path, **arrays(encoding))
 
 
-def test_two_processes_train_what_one_trains(tiny_base: BaseModel, tmp_path: Path) -> None:
-    """20 steps and more in fp32, the last batch of an epoch smaller than the others."""
+def test_two_processes_train_what_one_trains(
+    tiny_base: BaseModel, build_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """20 steps and more in fp32, the last batch of an epoch smaller than the others; and with the base model
+    in parts, where one process has no sample of the last batch.
+    """
     script = tmp_path / "script.py"
     script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), "utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
     subprocess.run([str(c) for c in command], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    alone = train(tiny_base, facts(tiny_base), 4, replace(SMALL, batch_size=3, epochs=7))
+    tied = BaseModel(build_model(tie_word_embeddings=True), tiny_base.tokenizer, "tied")
+    thirds, sevenths = replace(SMALL, batch_size=3, epochs=7), replace(SMALL, batch_size=7, epochs=3)
+    alone = train(tiny_base, facts(tiny_base), 4, thirds)
     assert len(alone.losses) == 21
-    for rows in ("memory", "files"):
-        with np.load(tmp_path / f"{rows}.npz") as together:
-            for name, array in arrays(alone).items():
-                assert np.abs(together[name] - array).max() <= 1e-4, (rows, name)
+    runs = {"memory": alone, "files": alone, "shard": train(tiny_base, facts(tiny_base), 4, sevenths)}
+    runs["tied"] = train(tied, facts(tied), 4, replace(sevenths, epochs=1))
+    for run, expected in runs.items():
+        with np.load(tmp_path / f"{run}.npz") as together:
+            for name, array in arrays(expected).items():
+                assert np.abs(together[name] - array).max() <= 1e-4, (run, name)
 
 
 @pytest.mark.parametrize("routing", ["code", "table"])

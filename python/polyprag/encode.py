@@ -88,7 +88,7 @@ class Recipe:
         """How the LoRAs are trained from which training learns, if it does."""
         if not self.train.taught:
             return None
-        same = {name: getattr(self.train, name) for name in ("rank", "alpha", "targets")}
+        same = {name: getattr(self.train, name) for name in ("rank", "alpha", "targets", "shard")}
         # Their weights and mixing are those of one LoRA alone, whatever is made of them.
         return replace(self.teacher or TrainSettings(), routing="lora", **same)
 
@@ -220,6 +220,8 @@ def encode(
         )
     samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
     checkpoint = work / CHECKPOINT
+    # Before anything is trained, since training may leave the base model in parts.
+    features = _features(base, documents, checkpoint, reporter) if recipe.train.router else None
     loras = None
     if recipe.loras is not None:
         with _told(reporter, work, "loras-metrics") as progress:
@@ -232,7 +234,7 @@ def encode(
             samples,
             len(documents),
             recipe.train,
-            features=_features(base, documents, checkpoint, reporter) if recipe.train.router else None,
+            features=features,
             loras=loras,
             checkpoint=checkpoint,
             progress=progress,

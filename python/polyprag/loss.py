@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprag.models import BaseModel
+from polyprag.sharding import is_sharded
 
 _PROBE = (1, 2, 3, 5)  # token ids that every vocabulary has
 _LOGITS_BYTES = {"cpu": 24 << 20}  # at a time: near the processor; elsewhere as many as keep it busy
@@ -153,7 +154,8 @@ def _taught(
 @torch.no_grad()
 def _is_plain(base: BaseModel, head: Any) -> bool:
     """Whether the logits are the head's product with the last hidden states and no more, by trying."""
-    if type(head) is not nn.Linear or base.model.base_model is base.model:
+    # The parameters of a model in parts are put together by its own forward pass alone.
+    if type(head) is not nn.Linear or base.model.base_model is base.model or is_sharded(base.model):
         return False
     ids = torch.tensor([_PROBE], device=base.device)
     logits = base.model(input_ids=ids, use_cache=False).logits

@@ -28,6 +28,7 @@ from transformers.utils import logging as hf_logging
 
 from polyprag.errors import BaseModelMismatch, BaseModelMissing, InvalidInput
 from polyprag.layers import keep_layouts
+from polyprag.sharding import whole
 
 SMALL_MODEL = "SmolLM2-135M-Instruct, GGUF Q4_1, dequantised"
 SMALL_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -484,7 +485,7 @@ def _probe(model: PreTrainedModel) -> np.ndarray[Any, np.dtype[np.float32]]:
     values = np.zeros(PROBE_ENTRIES, dtype=np.float32)
     for index in np.unique(which):
         rows = np.flatnonzero(which == index)
-        flat = matrices[index][1].detach().reshape(-1)
+        flat = whole(matrices[index][1].detach()).reshape(-1)
         at = torch.from_numpy((where[rows] * flat.numel()).astype(np.int64)).to(flat.device)
         values[rows] = flat[at].float().cpu().numpy()
     return values

@@ -35,6 +35,7 @@ from polyprag.models import BaseModel, fingerprint
 from polyprag.parametrisation import Finish, attach
 from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, record
 from polyprag.samples import Sample
+from polyprag.sharding import is_sharded, shard
 from polyprag.teacher import Teacher
 from polyprag.training import Encoding, Progress, TrainSettings
 from polyprag.world import World
@@ -151,6 +152,8 @@ class _Run:
         self.step = 0
         self.losses: list[float] = []
         self.scale = _LossScale(base.model.dtype == torch.float16)
+        if settings.shard:
+            shard(base.model, self.world)
         with _seeded(settings.seed):
             self.kind = attach(base, settings, frozen, features)
         self.routed = self.kind.routed
@@ -283,9 +286,13 @@ class _Run:
         for part in range(self.settings.accumulation):
             # Every parts-th sample, so that all have their share of the long ones.
             places = range(self.world.rank * self.settings.accumulation + part, len(batch), parts)
-            if places:
-                some = [self.samples[batch[i]] for i in places]
-                total += self._part(some, documents, rows, mixing[list(places)], count, len(batch))
+            share = 1.0 if places else 0.0
+            if not places and not is_sharded(self.base.model):
+                continue
+            # Blocks of a model in parts are put together by all processes: one without samples joins in.
+            here = list(places) or [0]
+            some = [self.samples[batch[i]] for i in here]
+            total += self._part(some, documents, rows, mixing[here], count, len(batch), share)
         self.kind.end(rows)
         for trained in (*self.shared, rows):
             if trained.grad is None:  # this process had no part of a small batch
@@ -307,26 +314,31 @@ class _Run:
         mixing: Tensor,
         tokens: int,
         of: int,
+        share: float,
     ) -> Tensor:
-        """Gradients and losses [3] of some of a batch's ``of`` samples, in which ``tokens`` are learnt."""
+        """Gradients and losses [3] of some of a batch's ``of`` samples, in which ``tokens`` are learnt.
+
+        share: 1, or 0 for what counts for nothing.
+        """
         pad = int(self.base.tokenizer.pad_token_id)
         ids, mask, targets = (t.to(self.base.device) for t in collate(samples, pad))
         routes = self.kind.routes(documents, rows, self.step)
         with self.routed.route(torch.einsum("bn,ngk->bgk", mixing, routes)):
             outputs = self.loss.outputs(ids, mask, targets)
+        scale = self.scale.factor * share
         if self.teacher is None:
-            found = self.loss.losses(outputs, targets, self.scale.factor / tokens)
+            found = self.loss.losses(outputs, targets, scale / tokens)
             torch.autograd.backward(outputs, found.gradient)
-            return torch.stack([found.cross_entropy / tokens, *found.cross_entropy.new_zeros(2)])
+            return share * torch.stack([found.cross_entropy / tokens, *found.cross_entropy.new_zeros(2)])
         loras = self.teacher.read(documents)
         with torch.no_grad(), self.teacher.lent(loras, mixing):
             taught = self.loss.outputs(ids, mask, targets)
-        scale, s = self.scale.factor, self.settings
+        s = self.settings
         found = self.loss.losses(outputs, targets, scale / tokens, taught, scale * s.kl_weight / of)
         # A document counts as often as samples speak of it, whichever process has them.
         mse = (mixing.sum(0) / of) @ self.teacher.errors(routes, loras)
         torch.autograd.backward([outputs, mse * (scale * s.mse_weight)], [found.gradient, None])
-        return torch.stack([found.cross_entropy / tokens, mse.detach(), found.divergence / of])
+        return share * torch.stack([found.cross_entropy / tokens, mse.detach(), found.divergence / of])
 
     def _move(self, documents: NDArray[np.int64], rows: Tensor) -> None:
         s = self.settings
@@ -483,9 +495,8 @@ def _key(
     """Names a run by all that its result depends on."""
     digest = hashlib.blake2b(digest_size=16)
     # What changes memory and time, but nothing of the result beyond its rounding, may change on the way.
-    recipe = asdict(
-        replace(settings, checkpoint_seconds=0.0, accumulation=1, checkpointing=False, compile=False)
-    )
+    how = {"accumulation": 1, "checkpointing": False, "compile": False, "shard": False}
+    recipe = asdict(replace(settings, checkpoint_seconds=0.0, **how))  # type: ignore[arg-type]
     model = [fingerprint(base), str(base.model.dtype)]
     digest.update(json.dumps([model, documents, recipe], sort_keys=True).encode())
     for sample in samples:

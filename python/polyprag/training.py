@@ -31,6 +31,7 @@ class TrainSettings:
     ``batch_size``: samples a step, over all processes; a step works them off in ``accumulation`` parts.
     ``checkpointing``: keep no activations inside the blocks of the model, and compute them twice: less
     memory, a third more time. ``compile``: let torch compile the model, which takes a minute or more.
+    ``shard``: spread the base model over the processes, for one that does not fit a device.
     ``warmup``: share of the steps in which the learning rates rise; then ``schedule`` lets them fall to 0.
     ``gumbel``: logistic noise on the logits while training, as Poly does (relaxed Bernoulli, temperature 1).
     ``mixture``: share of the samples that are trained under the mean route of their document and
@@ -66,6 +67,7 @@ class TrainSettings:
     accumulation: int = 1
     checkpointing: bool = False
     compile: bool = False
+    shard: bool = False
     expert_lr: float = 1e-3
     decoder_lr: float = 0.02
     code_lr: float = 0.3
