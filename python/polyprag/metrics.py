@@ -30,15 +30,14 @@ class Metrics:
         if self._file is None:
             self._open(progress.step)
         # A line at a time, whole: what was written is readable while training goes on.
-        fields = {name: value for name, value in asdict(progress).items() if value is not None}
-        self._file.write(json.dumps(fields) + "\n")
+        self._file.write(json.dumps(asdict(progress)) + "\n")
         self._file.flush()
         if self._board is not None:
             self._board.add_scalar("loss", progress.loss, progress.step)
             self._board.add_scalar("tokens a second", progress.tokens_a_second, progress.step)
             for name in ("mse", "kl"):
-                if name in fields:
-                    self._board.add_scalar(name, fields[name], progress.step)
+                if (value := getattr(progress, name)) is not None:
+                    self._board.add_scalar(name, value, progress.step)
             self._board.add_scalar("decay of the learning rates", progress.decay, progress.step)
 
     def _open(self, first: int) -> None:
