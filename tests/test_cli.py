@@ -26,7 +26,7 @@ from polyprag.encode import work_folder
 
 COMMANDS = ["encode", "add", "augment", "corpus", "ask", "eval", "questions", "demo", "doctor"]
 COMMANDS += ["inspect", "verify", "digest", "delete", "compact", "merge", "recode", "reindex", "rollback"]
-COMMANDS += ["snapshot", "pack", "unpack", "export", "import"]
+COMMANDS += ["snapshot", "pack", "unpack", "export", "import", "serve"]
 NAMES = ["amber", "birch", "coral", "denim"]
 DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in Ost.", f"Mill {n}") for i, n in enumerate(NAMES)]
 # What every command that loads the tiny model says.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from polyprag.exporting import export_merged, export_peft
     from polyprag.importing import import_peft
     from polyprag.recoding import recode
+    from polyprag.serving import ServeSettings, serve
 
 __all__ = [
     "Answer",
@@ -35,6 +36,7 @@ __all__ = [
     "Hit",
     "Module",
     "PartInfo",
+    "ServeSettings",
     "Store",
     "StoreInfo",
     "StoreSpec",
@@ -46,6 +48,7 @@ __all__ = [
     "export_peft",
     "import_peft",
     "recode",
+    "serve",
 ]
 
 # These need torch and transformers, or numpy; a store must not wait for them.
@@ -56,6 +59,8 @@ _LATER = {
     "export_peft": "polyprag.exporting",
     "import_peft": "polyprag.importing",
     "recode": "polyprag.recoding",
+    "ServeSettings": "polyprag.serving",
+    "serve": "polyprag.serving",
 }
 
 

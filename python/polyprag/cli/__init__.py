@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from polyprag._polyprag import __version__
-from polyprag.cli import augment, corpus, doctor, evaluate, exchange, explore, inspect, model, store
+from polyprag.cli import augment, corpus, doctor, evaluate, exchange, explore, inspect, model, serve, store
 from polyprag.cli.common import err, out, say
 from polyprag.cli.exits import ExitCode, exit_code
 from polyprag.errors import PolypragError
@@ -35,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "augment": augment.augment,
     "corpus": corpus.corpus,
     "ask": model.ask,
+    "serve": serve.serve,
     "eval": evaluate.evaluate,
     "questions": evaluate.questions,
     "inspect": inspect.inspect,

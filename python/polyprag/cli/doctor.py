@@ -36,6 +36,7 @@ _EXTRAS_FOR = {
     "lm-eval": "polyprag as a model of lm-evaluation-harness",
     "langchain": "a retriever and an LLM for LangChain",
     "llama-index": "the same for LlamaIndex",
+    "serve": "polyprag serve",
     "quantised": "base models in 8 or 4 bits",
 }
 _NOT_FOR_USERS = {"all", "dev"}
