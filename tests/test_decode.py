@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -97,15 +97,18 @@ def test_a_row_says_what_the_engines_generation_says(bases: Bases) -> None:
     base, routed = bases()
     prompts = [f"Question: Where is mill {n}?\nAnswer:" for n in range(5)]
     routes = draw_routes(5, routed)
-    settings = GenerationSettings(max_new_tokens=24, stop=("\n", "e"))
+    whole = dict(generate(base, prompts, GenerationSettings(24, ()), routed=routed, routes=routes))
+    stop = "\n", whole[0][9]
+    settings = GenerationSettings(max_new_tokens=24, stop=stop)
     expected = dict(generate(base, prompts, settings, routed=routed, routes=routes))
     rows = [
-        Row(ids=base.tokenizer(p).input_ids, route=w.numpy(), limit=24, stop=("\n", "e"))
+        Row(ids=base.tokenizer(p).input_ids, route=w.numpy(), limit=24, stop=stop)
         for p, w in zip(prompts, routes, strict=True)
     ]
     in_company(Batch(base, routed), rows, seed=2)
     assert [row.text for row in rows] == [expected[i].strip() for i in range(5)]
-    assert {row.finish for row in rows} == {"stop", "length"}
+    assert rows[0].finish == "stop"
+    assert len(rows[0].text) < len(whole[0])
 
 
 @dataclass(eq=False, kw_only=True)
@@ -226,6 +229,7 @@ class Bytes:
         return bytes(id for id in ids if id).decode("utf-8", "replace")
 
 
+@example(text="aß", stops=["aß"], limit=3)
 @given(
     text=st.text(alphabet="ab \nß€🏝", max_size=40),
     stops=st.lists(st.text(alphabet="ab \nß", min_size=1, max_size=4), max_size=3),

@@ -98,7 +98,8 @@ class Row:
 
 def _settled(body: str, stops: tuple[str, ...]) -> int:
     """How much of an unfinished text is sure to stay: no half of a character, no beginning of a stop."""
-    end = len(body.rstrip("\ufffd"))
+    body = body.rstrip("\ufffd")
+    end = len(body)
     for stop in stops:
         for length in range(min(len(stop) - 1, len(body)), 0, -1):
             if body.endswith(stop[:length]):
