@@ -30,7 +30,7 @@ DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", *sorted(p for p in DOCS.glob("*.md") if p.name != "cli.md")]
 # Blocks that go on from something that a page only tells of; what they do is run by these tests, and here
 # it is seen that they are Python.
-ELSEWHERE = {"export.md": "test_exporting", "evaluation.md": "test_harness"}
+ELSEWHERE = {"export.md": "test_exchange", "evaluation.md": "test_harness", "serve.md": "test_serve"}
 # Programs that the pages name beside ours.
 OTHERS = {"pip", "make", "vllm", "torchrun", "python"}
 
