@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -285,6 +286,19 @@ def test_beams_are_those_of_each_prompt_alone(base: BaseModel, prefix: str) -> N
         decoded = base.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
         expected += [(i, text.lstrip()) for text in decoded]
     assert found == expected
+
+
+def test_compiled_steps_give_the_same_texts(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyprag.generation.COMPILER", "eager")
+    torch.compiler.reset()
+    routed, routes = routed_model(tiny_base, len(PROMPTS))
+    compiled = GenerationSettings(4, (), compile=True)
+    for more in (routes, routes.flip(0)):
+        found = texts(tiny_base, PROMPTS, compiled, routed=routed, routes=more)
+        assert found == texts(
+            tiny_base, PROMPTS, replace(compiled, compile=False), routed=routed, routes=more
+        )
+    assert hasattr(tiny_base.model, "_compiled_call")
 
 
 @pytest.mark.parametrize(

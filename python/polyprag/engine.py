@@ -87,11 +87,13 @@ class Engine:
         owns_store: bool,
         form: Form = "gates",
         merged_bytes: int = MERGED_BYTES,
+        compile: bool = False,
     ) -> None:
         self.store = store
         self.base = base
         self.routed = routed
         self.forms = FormChoice(routed, form, merged_bytes)
+        self.compile = compile
         self._owns_store = owns_store
         self._closed = False
 
@@ -106,6 +108,7 @@ class Engine:
         allow_base_mismatch: bool = False,
         form: Form = "gates",
         merged_bytes: int = MERGED_BYTES,
+        compile: bool = False,
     ) -> Engine:
         """Open a store and its base model, and attach the experts.
 
@@ -115,6 +118,7 @@ class Engine:
             form: how routes are used: ``gates``, ``merged``, or ``auto``, what is sooner done by times
                 measured here (:mod:`polyprag.forms`).
             merged_bytes: what the merged routes that are kept may take, the last used ones.
+            compile: have torch compile the steps of decoding (see :class:`GenerationSettings`).
 
         Raises:
             BaseModelMissing, BaseModelMismatch, and what ``Store.open`` raises.
@@ -126,7 +130,15 @@ class Engine:
             check_fingerprint(opened.spec.base_model, base, allow_base_mismatch=allow_base_mismatch)
             routed = attach_store(base, opened)
             try:
-                return cls(opened, base, routed, owns_store=owns, form=form, merged_bytes=merged_bytes)
+                return cls(
+                    opened,
+                    base,
+                    routed,
+                    owns_store=owns,
+                    form=form,
+                    merged_bytes=merged_bytes,
+                    compile=compile,
+                )
             except BaseException:
                 routed.detach()
                 raise
@@ -290,6 +302,7 @@ class Engine:
             InvalidInput: as :func:`polyprag.generation.generate`.
         """
         spent = {} if spent is None else spent
+        settings = replace(settings, compile=settings.compile or self.compile)
         rows, chosen = self._prepared(prompts, routes, settings)
         made = generate(
             self.base, rows, settings, routed=self.routed, routes=chosen, spent=spent, on_text=on_text
@@ -310,6 +323,7 @@ class Engine:
     ) -> Iterator[tuple[int, str]]:
         """As :meth:`generate`, but yields (place, piece) as the pieces come; closing the iterator ends it."""
         spent = {} if spent is None else spent
+        settings = replace(settings, compile=settings.compile or self.compile)
         rows, chosen = self._prepared(prompts, routes, settings)
         yield from stream(self.base, rows, settings, routed=self.routed, routes=chosen, spent=spent)
         self._learn(spent, settings)

@@ -23,10 +23,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from transformers import (
+    CompileConfig,
     DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
+    StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -44,6 +46,10 @@ Prompt: TypeAlias = str | Sequence[int]
 OnText: TypeAlias = Callable[[int, str], None]
 
 
+COMPILER = "inductor"
+_CACHE_STEP = 64  # tokens, by which caches of fixed length differ: each length is compiled for
+
+
 @dataclass(frozen=True)
 class GenerationSettings:
     """How to decode: greedy, unless there is a temperature or there are beams.
@@ -53,6 +59,8 @@ class GenerationSettings:
     number, so it is the same in every batch. ``top_p`` and ``top_k`` (0: all) are the usual cuts.
     ``batch_size``: prompts at a time.
     ``beams``: of beam search. ``sequences``: continuations for each prompt: its best beams, or samples.
+    ``compile``: have torch compile the step of decoding, over a cache of fixed length: a minute
+    or more for each length, once; then a step is faster. Beams, and prompts with a prefix, go without.
     """
 
     max_new_tokens: int = 32
@@ -64,6 +72,7 @@ class GenerationSettings:
     top_k: int = 0
     beams: int = 1
     sequences: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size", "beams", "sequences"):
@@ -287,6 +296,11 @@ class _Batch:
             cache = copy.deepcopy(self.prefix_cache)
             cache.batch_repeat_interleave(rows * s.beams)
             options[_cache_argument(self.base)] = cache
+        elif s.compile and s.beams == 1:
+            # One of its own: generate's static caches are kept in the model, where threads would share them.
+            length = max(map(len, self.rows)) + s.max_new_tokens
+            fixed = StaticCache(self.base.model.config, -(-length // _CACHE_STEP) * _CACHE_STEP)
+            options |= {_cache_argument(self.base): fixed, "compile_config": _compile_config(self.base)}
         return options
 
     def spent(self) -> Iterator[tuple[int, Spent]]:
@@ -312,6 +326,13 @@ class _Batch:
             return True
         text = str(self.base.tokenizer.decode(new, skip_special_tokens=True)).lstrip()
         return any(s in text for s in self.settings.stop)
+
+
+def _compile_config(base: BaseModel) -> CompileConfig:
+    on_gpu = base.device.type == "cuda"
+    config = CompileConfig(backend=COMPILER, mode="reduce-overhead" if on_gpu else "default")
+    config._compile_all_devices = True  # type: ignore[assignment]
+    return config
 
 
 def _cut(text: str, stop: Collection[str]) -> str:

@@ -1,8 +1,8 @@
 """Routed layers: latent LoRA experts around frozen linear layers, mixed per row of the batch.
 
-A route is a gate between two small matmuls, y = W x + (alpha/r) B (w * (A x)), with A stacked as
-[K*r, in] and B as [K*r, out]. Nothing is merged or loaded, and every row has its own route.
-Knows nothing of stores and documents.
+A route is a gate between two small matmuls, y = W x + (alpha/r) B (w * (A x)), with A as [K*r, in] and B
+as [K*r, out] in memory. Nothing is merged or loaded, and every row has its own route. Knows nothing of
+stores and documents.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from polyprag.errors import InvalidInput
 
 Mixing = Literal["exact", "factors"]
+Kernels = Literal["torch", "triton"]
 
 AUTO = "auto"
 DEFAULT_TARGETS = (AUTO,)
@@ -136,25 +137,22 @@ class Routes:
         self.w = w
         self.rank = rank
         self.scale = scale
-        self._ready: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        self._ready: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
-    def weights(self, group: int, h: Tensor) -> Tensor:
-        """What each expert counts for, as dtype and dimensions of h want it: [rows or 1, 1 ..., K]."""
-        w = _rows(self.w[:, group], h.shape[0]).to(h)
-        return w.view(w.shape[0], *(1,) * (h.ndim - 2), w.shape[-1])
+    def weights(self, group: int, rows: int, like: Tensor) -> Tensor:
+        """What each expert counts for in each row: [rows or 1, 1, K], in the dtype of ``like``."""
+        return _rows(self.w[:, group], rows).to(like).unsqueeze(1)
 
-    def gate(self, group: int, h: Tensor) -> Tensor:
-        """The factors of h [rows, ..., K*r]: every weight r times, and alpha / r."""
+    def gate(self, group: int, rows: int, like: Tensor) -> Tensor:
+        """The factors of A x: every weight r times, and alpha / r: [rows or 1, 1, K*r]."""
         if torch.compiler.is_compiling() or (self.w.requires_grad and torch.is_grad_enabled()):
-            return self._spread(self.weights(group, h))
-        key = h.shape[0], h.ndim, h.dtype, h.device
+            return self._spread(self.weights(group, rows, like))
+        key = rows, like.dtype, like.device
         ready = self._ready.get(key)
         if ready is None:
             with torch.inference_mode(mode=False), torch.no_grad():
-                w = _rows(self.w, h.shape[0]).transpose(0, 1)
-                gates = self._spread(w).to(h.device, h.dtype)
-                shape = (gates.shape[1], *(1,) * (h.ndim - 2), gates.shape[2])
-                ready = tuple(gate.view(shape) for gate in gates)
+                gates = self._spread(_rows(self.w, rows).transpose(0, 1))
+                ready = gates.to(like.device, like.dtype).unsqueeze(2).unbind()
             self._ready[key] = ready
         return ready[group]
 
@@ -189,12 +187,14 @@ class RoutedLinear(nn.Module):
         mixing: Mixing,
         route: ContextVar[Routes | Merged | None],
         dtype: torch.dtype,
+        kernels: Kernels,
     ) -> None:
         super().__init__()
         self.base = base
         self.shape = shape
         self.mixing = mixing
         self._route = route
+        self._kernels = _triton_kernels() if kernels == "triton" else None
         bound = 1.0 / math.sqrt(shape.in_features)
         A = torch.empty(width, shape.in_features, device=_device(base)).uniform_(-bound, bound)
         self.A = nn.Parameter(A.to(dtype))
@@ -208,15 +208,34 @@ class RoutedLinear(nn.Module):
         y: Tensor = self.base(x)
         if routes is None:
             return y
-        h = functional.linear(x, self.A.to(x.dtype))
+        A, B, rows = self.A, self.B, x.shape[0]
+        # Where nothing is differentiated, y is nobody else's: a layer has just made it.
+        if (
+            self.mixing == "exact"
+            and A.dtype == x.dtype == y.dtype
+            and y.is_contiguous()
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        ):
+            gate = routes.gate(self.shape.group, rows, y)
+            x, flat = x.reshape(-1, self.shape.in_features), y.view(-1, self.shape.out_features)
+            if self._kernels is not None and self._kernels.usable(x):
+                self._kernels.gated_pair_(flat, x, A, B, gate.squeeze(1))
+            else:
+                h = torch.mm(x, A.T)
+                h.view(rows, -1, h.shape[1]).mul_(gate)
+                flat.addmm_(h, B)
+            return y
+        h = x.reshape(-1, self.shape.in_features) @ A.to(x.dtype).T
         if self.mixing == "exact":
-            h = h * routes.gate(self.shape.group, h)
+            h = h.view(rows, -1, h.shape[1]) * routes.gate(self.shape.group, rows, h)
         else:
             # (sum w_k B_k)(sum w_k A_k) x: the cross terms of the published method.
-            w = routes.weights(self.shape.group, h).unsqueeze(-1)
-            h = h.view(*h.shape[:-1], -1, routes.rank)
-            h = ((w * routes.scale) * (h * w).sum(-2, keepdim=True)).flatten(-2)
-        return _plus_product(y, h, self.B)
+            w = routes.weights(self.shape.group, rows, h).unsqueeze(-1)
+            h = h.view(rows, -1, w.shape[2], routes.rank)
+            h = (w * routes.scale) * (h * w).sum(2, keepdim=True)
+        h = h.view(-1, B.shape[0]).to(y.dtype)
+        return torch.addmm(y.reshape(-1, B.shape[1]), h, B.to(y.dtype)).view(y.shape)
 
     @torch.no_grad()
     def merged(self, routes: Routes) -> Tensor:
@@ -247,16 +266,6 @@ def mergeable(layer: nn.Module) -> Tensor | None:
     else:
         return None
     return weight if weight.is_floating_point() else None
-
-
-def _plus_product(y: Tensor, h: Tensor, down: Tensor) -> Tensor:
-    """y [..., out] + h [..., n] down [n, out], in one pass and rounded once to the dtype of y."""
-    h, down = h.reshape(-1, h.shape[-1]).to(y.dtype), down.to(y.dtype)
-    # Where nothing is differentiated, y is nobody else's: a layer has just made it.
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and y.is_contiguous():
-        y.view(-1, y.shape[-1]).addmm_(h, down)
-        return y
-    return torch.addmm(y.reshape(-1, y.shape[-1]), h, down).view(y.shape)
 
 
 def _rows(w: Tensor, rows: int) -> Tensor:
@@ -310,17 +319,22 @@ class RoutedModel:
         targets: Sequence[str] | Sequence[ModuleShape] = DEFAULT_TARGETS,
         mixing: Mixing = "exact",
         dtype: torch.dtype = torch.float32,
+        kernels: Kernels = "torch",
     ) -> RoutedModel:
         """Wrap the targets of ``model`` in place (see :func:`find_targets`).
 
         Args:
             dtype: of A and B; float32 to train them, the model's own to answer with, which saves a
                 conversion in every layer of every token.
+            kernels: ``triton`` computes steps of decoding on a GPU by a kernel of its own
+                (:mod:`polyprag.kernels`, not yet run on one); all else is torch's either way.
         """
         if experts < 1 or rank < 1:
             raise InvalidInput(f"experts and rank are at least 1, not {experts} and {rank}")
         if mixing not in ("exact", "factors"):
             raise InvalidInput(f"mixing is 'exact' or 'factors', not {mixing!r}")
+        if kernels not in ("torch", "triton"):
+            raise InvalidInput(f"kernels is 'torch' or 'triton', not {kernels!r}")
         if not math.isfinite(alpha):
             raise InvalidInput(f"alpha is a finite number, not {alpha}")
         if any(isinstance(m, RoutedLinear) for m in model.modules()):
@@ -330,7 +344,7 @@ class RoutedModel:
         layers = {}
         for shape in shapes:
             base = model.get_submodule(shape.name)
-            layers[shape.name] = RoutedLinear(base, shape, experts * rank, mixing, route, dtype)
+            layers[shape.name] = RoutedLinear(base, shape, experts * rank, mixing, route, dtype, kernels)
         # All are made before the first is attached: what fails above leaves the model as it was.
         for name, layer in layers.items():
             _replace(model, name, layer)
@@ -427,9 +441,9 @@ class RoutedModel:
         """``{module}.A`` [K, r, in] and ``{module}.B`` [out, K, r], as on disk: views, detached."""
         state = {}
         for name, layer in self.layers.items():
-            A, B = (p.detach().view(-1, self.rank, p.shape[1]) for p in (layer.A, layer.B))
-            state[f"{name}.A"] = A
-            state[f"{name}.B"] = B.permute(2, 0, 1)
+            A, B = layer.A.detach(), layer.B.detach()
+            state[f"{name}.A"] = A.view(-1, self.rank, A.shape[1])
+            state[f"{name}.B"] = B.view(-1, self.rank, B.shape[1]).permute(2, 0, 1)
         return state
 
     @torch.no_grad()
@@ -522,6 +536,14 @@ def keep_layouts(model: nn.Module) -> None:
         if layer.__dict__.get("support_avx512bf16_for_cpu"):
             layer.__dict__["support_avx512bf16_for_cpu"] = False
             layer.state_dict()  # brings the first layout back
+
+
+def _triton_kernels() -> Any:
+    try:
+        from polyprag import kernels
+    except ImportError as error:
+        raise InvalidInput("kernels='triton' needs Triton: pip install 'polyprag[triton]' (Linux)") from error
+    return kernels
 
 
 def _device(layer: nn.Module) -> torch.device:
