@@ -38,6 +38,7 @@ _EXTRAS_FOR = {
     "llama-index": "the same for LlamaIndex",
     "serve": "polyprag serve",
     "quantised": "base models in 8 or 4 bits",
+    "triton": "a kernel for routed layers on a GPU",
 }
 _NOT_FOR_USERS = {"all", "dev"}
 
