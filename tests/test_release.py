@@ -64,3 +64,27 @@ def test_the_lowest_python_is_the_same_everywhere() -> None:
     assert f"abi3-py{lowest.replace('.', '')}" in (REPOSITORY / "rust/python/Cargo.toml").read_text()
     assert f"Programming Language :: Python :: {lowest}" in PROJECT["classifiers"]
     assert f"Python {lowest} or newer" in (REPOSITORY / "docs" / "installation.md").read_text()
+
+
+def test_the_version_is_one() -> None:
+    version = re.search(r'^version = "([^"]+)"', (REPOSITORY / "Cargo.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["version"] == version[1]
+    assert re.search(
+        rf"^## \[{re.escape(version[1])}\] - ", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+
+
+def test_the_issue_forms_can_be_read() -> None:
+    for path in (REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.name == "config.yml":
+            continue
+        assert {"name", "description", "body"} <= set(form)
+        assert all(part["attributes"]["label"] for part in form["body"])
+
+
+def test_contributing_names_what_is_there() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    for name in re.findall(r"`((?:rust|python|tests|docs|benches)/[\w./-]+)`", text):
+        assert (REPOSITORY / name).exists(), name
