@@ -557,6 +557,9 @@ def test_ask_for_people_and_for_machines(run: Callable[..., Any], store: Path, m
     lines = out.splitlines()
     assert len(lines) == 3
     assert re.fullmatch(r"  Mill coral  \(BM25 \d\.\d\d, weight 0\.50\)", lines[1])
+    assert run(*ask, "Where is the coral mill?", "-k", "2", "--attention", "eager") == (0, out, "")
+    code, _, err = run(*ask, "Where?", "--attention", "flash")
+    assert (code, "flash_attention_2, " in one_line(err)) == (ExitCode.INPUT, True)
 
     code, out, err = run(*ask, "--json", "Where is the coral mill?", '?!:"')
     assert (code, err) == (0, "")

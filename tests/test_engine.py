@@ -19,6 +19,7 @@ from polyprag.errors import BaseModelMismatch, BaseModelMissing, InvalidInput, S
 from polyprag.forms import FormChoice, FormCosts
 from polyprag.generation import GenerationSettings, Spent
 from polyprag.models import BaseModel, fingerprint
+from polyprag.serving.decode import check
 
 NAMES = ["amber", "birch", "coral", "denim", "ebony", "fjord", "grove", "haven"]
 DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in Ost.", f"Mill {n}") for i, n in enumerate(NAMES)]
@@ -62,6 +63,18 @@ def test_every_row_of_a_batch_is_answered_as_if_alone(engine: Engine) -> None:
         assert list(map(essence, together)) == list(map(essence, alone))
     assert len({a.text for a in engine.ask_batch(QUESTIONS)}) == len(QUESTIONS), "the routes tell them apart"
     assert engine.ask_batch([]) == []
+
+
+def test_whatever_computes_attention_the_answers_are_the_same(
+    path: Path, model_folder: Path, engine: Engine
+) -> None:
+    questions = [*QUESTIONS, "A mill of amber, or rather a mill of birch?"]
+    expected = list(map(essence, engine.ask_batch(questions)))
+    for attention in ("eager", "sdpa"):
+        with Engine.open(path, model_folder, device="cpu", dtype="fp32", attention=attention) as other:
+            assert other.base.model.config._attn_implementation == attention
+            assert list(map(essence, other.ask_batch(questions))) == expected
+            check(other.base, other.routed)  # it can be served
 
 
 def test_the_store_says_how_many_and_how(make_store: MakeStore, tmp_path: Path, tiny_base: BaseModel) -> None:

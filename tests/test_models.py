@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import polyprag.models
 from polyprag.errors import BaseModelMismatch, BaseModelMissing, InvalidInput
@@ -297,6 +297,33 @@ def test_devices_and_dtypes_are_checked(folder: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InvalidInput, match="--device cpu"):
             resolve_device("cuda:0")
+
+
+def test_an_attention_that_there_is_not_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A kernel's name on a hub would be downloaded and run.
+    for unknown in ("sdpb", "kernels-community/flash-attn2", "paged|eager"):
+        with pytest.raises(InvalidInput, match=r"attention is auto, eager, .*sdpa.*, not"):
+            load_base_model(folder, device="cpu", attention=unknown)
+    find = importlib.util.find_spec
+    for there, message in (
+        (False, r"not installed: pip install flash-attn "),
+        (True, r"GPU.*float32 on cpu"),
+    ):
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, there=there: there or None if name == "flash_attn" else find(name),
+        )
+        with pytest.raises(InvalidInput, match=message):
+            load_base_model(folder, device="cpu", dtype="fp32", attention="flash_attention_2")
+    # A model that does not have it; its weights are not asked for.
+    AutoConfig.for_model("bloom", hidden_size=8, n_layer=1, n_head=1, vocab_size=9).save_pretrained(tmp_path)
+    for file in folder.glob("token*"):
+        shutil.copy(file, tmp_path)
+    with pytest.raises(InvalidInput, match="attention 'sdpa' is not for bloom"):
+        load_base_model(tmp_path, device="cpu", attention="sdpa")
 
 
 def test_without_the_small_model_the_way_to_it_is_named(

@@ -585,7 +585,8 @@ def test_the_command_reloads_on_sighup_and_finishes_on_sigterm(
 ) -> None:
     path = make_store(tmp_path / "mills.polyprag", DOCUMENTS, unrouted=1)
     command = [sys.executable, "-m", "polyprag", "serve", str(path), "--port", "0", "--poll", "0"]
-    command += ["--model", str(model_folder), "--device", "cpu", "--dtype", "fp32", "--log-level", "warning"]
+    command += ["--model", str(model_folder), "--device", "cpu", "--dtype", "fp32", "--attention", "eager"]
+    command += ["--log-level", "warning"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "POLYPRAG_API_KEY": "k"}
     )

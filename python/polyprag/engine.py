@@ -105,6 +105,7 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        attention: str = "auto",
         allow_base_mismatch: bool = False,
         form: Form = "gates",
         merged_bytes: int = MERGED_BYTES,
@@ -115,6 +116,8 @@ class Engine:
         Args:
             model: a name, a path, a loaded model, or None: the model that the store names, if it is
                 installed or cached here. It is never downloaded on the word of a store.
+            device, dtype, attention: as in :func:`polyprag.models.load_base_model`, for a model that is not
+                loaded yet.
             form: how routes are used: ``gates``, ``merged``, or ``auto``, what is sooner done by times
                 measured here (:mod:`polyprag.forms`).
             merged_bytes: what the merged routes that are kept may take, the last used ones.
@@ -126,7 +129,7 @@ class Engine:
         owns = not isinstance(store, Store)
         opened = Store.open(store) if not isinstance(store, Store) else store
         try:
-            base = base_model_of(opened, model, device=device, dtype=dtype)
+            base = base_model_of(opened, model, device=device, dtype=dtype, attention=attention)
             check_fingerprint(opened.spec.base_model, base, allow_base_mismatch=allow_base_mismatch)
             routed = attach_store(base, opened)
             try:
@@ -422,22 +425,26 @@ def base_model_of(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    attention: str = "auto",
 ) -> BaseModel:
     """The given base model, or the one that the store names if it is installed or cached here."""
     if isinstance(model, BaseModel):
         return model
     if model is not None:
-        return load_base_model(model, device=device, dtype=dtype)
-    return named_base_model(store.spec.base_model.get("name"), store.path, device=device, dtype=dtype)
+        return load_base_model(model, device=device, dtype=dtype, attention=attention)
+    named = store.spec.base_model.get("name")
+    return named_base_model(named, store.path, device=device, dtype=dtype, attention=attention)
 
 
-def named_base_model(named: object, by: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+def named_base_model(
+    named: object, by: str, *, device: str = "auto", dtype: str = "auto", attention: str = "auto"
+) -> BaseModel:
     """The base model that a file from outside names, if it is installed or cached here.
 
     Raises BaseModelMissing if it is not; ``by`` says there what names it.
     """
     if named == SMALL_MODEL:
-        return load_base_model(None, device=device, dtype=dtype)
+        return load_base_model(None, device=device, dtype=dtype, attention=attention)
     # It may name a cached model, but no path of this machine.
     if (
         not isinstance(named, str)
@@ -447,4 +454,4 @@ def named_base_model(named: object, by: str, *, device: str = "auto", dtype: str
         or Path(named).exists()
     ):
         raise BaseModelMissing(f"{by} was made for {named!r}: name its folder or file (--model)")
-    return load_base_model(named, device=device, dtype=dtype, local_only=True)
+    return load_base_model(named, device=device, dtype=dtype, attention=attention, local_only=True)

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AttentionInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -81,6 +83,7 @@ def load_base_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    attention: str = "auto",
     local_only: bool = False,
 ) -> BaseModel:
     """A transformers causal LM by name or path, a GGUF file, or (None) the small model.
@@ -88,17 +91,23 @@ def load_base_model(
     Args:
         device: ``auto`` (CUDA if there is one), or what torch understands.
         dtype: ``bf16``, ``fp16``, ``fp32``, or ``auto``: bf16 where the device computes in it, else fp32.
+        attention: ``sdpa``, ``eager``, ``flash_attention_2``, another that transformers knows, or ``auto``:
+            what transformers takes for the model, which is ``sdpa`` where the model has it.
         local_only: never download; for models that a store names.
 
     Raises:
         BaseModelMissing: there is no such model here, or it could not be fetched.
+        InvalidInput: a device, dtype or attention that there is not here, or not in this model.
     """
     target = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, target)
+    kernel = resolve_attention(attention, target, torch_dtype)
     with _found(name, local_only) as (source, label, options):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if kernel is not None:
+            _check_attention(source, kernel, options)
         found: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, output_loading_info=True, **options
+            source, dtype=torch_dtype, attn_implementation=kernel, output_loading_info=True, **options
         )
         model, loaded = found
         # transformers would fill the gaps with random numbers.
@@ -155,6 +164,8 @@ def _found(
             raise BaseModelMissing(f"{path}: no such model folder or GGUF file")
         try:
             yield source, label, {"local_files_only": local_only, "trust_remote_code": False}
+        except InvalidInput:
+            raise
         except (OSError, ValueError, SafetensorError) as error:
             if path.exists():
                 hint = "no causal language model can be read from it"
@@ -189,6 +200,63 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in known:
         raise InvalidInput(f"dtype is auto, bf16, fp16 or fp32, not {dtype!r}")
     return known[dtype]
+
+
+#: What each version of flash attention is imported from, and its package.
+_FLASH = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+    "flash_attention_4": ("flash_attn.cute", "flash-attn-4"),
+}
+
+
+def resolve_attention(attention: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """transformers' ``attn_implementation``; None leaves the choice to it.
+
+    Names of kernels on a hub are not taken: transformers would download them and run them.
+
+    Raises:
+        InvalidInput: there is no such attention, it is not installed, or not for this device and dtype.
+    """
+    if attention == "auto":
+        return None
+    interface: Any = AttentionInterface
+    known = {"eager", *(name for name in interface().valid_keys() if "|" not in name)}
+    if attention not in known:
+        raise InvalidInput(f"attention is auto, {', '.join(sorted(known))}, not {attention!r}")
+    if attention in _FLASH:
+        module, package = _FLASH[attention]
+        # Without the package transformers would look on a hub, too.
+        if not _importable(module):
+            raise InvalidInput(
+                f"attention {attention!r} is not installed: pip install {package} (for GPUs), or use 'sdpa'"
+            )
+        if device.type == "cpu" or dtype == torch.float32:
+            raise InvalidInput(
+                f"attention {attention!r} computes in bf16 or fp16 on a GPU, and this is "
+                f"{str(dtype).removeprefix('torch.')} on {device}: use 'sdpa'"
+            )
+    return attention
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of the package around it
+        return False
+
+
+def _check_attention(source: str, kernel: str, options: dict[str, bool]) -> None:
+    """Raises InvalidInput where the model cannot be computed so: before its weights are read."""
+    config = AutoConfig.from_pretrained(source, **options)
+    auto: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            auto.from_config(config, attn_implementation=kernel)
+    except (ImportError, ValueError) as error:
+        raise InvalidInput(
+            f"attention {kernel!r} is not for {config.model_type}: use 'auto' ({_first_line(error)})"
+        ) from error
 
 
 def _cpu_computes_bf16() -> bool:

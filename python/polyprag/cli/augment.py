@@ -10,6 +10,7 @@ import typer
 
 from polyprag.cli.common import AsJson, err, out, print_json, say
 from polyprag.cli.corpus import (
+    Attention,
     CorpusOptions,
     CorpusPath,
     Device,
@@ -104,6 +105,7 @@ def augment(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Write the question-answer pairs of a corpus to a file and stop, to be looked at before the training.
@@ -128,7 +130,7 @@ def augment(
         from polyprag.augment.local import LocalAugmenter
         from polyprag.models import load_base_model
 
-        augmenter = LocalAugmenter(load_base_model(model, device=device, dtype=dtype))
+        augmenter = LocalAugmenter(load_base_model(model, device=device, dtype=dtype, attention=attention))
     others = others_in(out_file, augmenter, settings)
     if others:
         raise CorpusError(

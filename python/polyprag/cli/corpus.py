@@ -59,6 +59,12 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")]
 Dtype = Annotated[str, typer.Option(help="`auto`, `bf16`, `fp16` or `fp32`.")]
+Attention = Annotated[
+    str,
+    typer.Option(
+        help="`auto`, `sdpa`, `eager`, `flash_attention_2` or another that transformers has and is installed."
+    ),
+]
 
 _PANEL = "Corpus"
 

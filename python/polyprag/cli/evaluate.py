@@ -17,7 +17,7 @@ import typer
 
 from polyprag._polyprag import Store
 from polyprag.cli.common import AsJson, err, out, print_json, say
-from polyprag.cli.corpus import Device, Dtype, Keep, Resumable
+from polyprag.cli.corpus import Attention, Device, Dtype, Keep, Resumable
 from polyprag.cli.options import grouped
 from polyprag.errors import InvalidInput
 
@@ -147,6 +147,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the draws, the wrong documents and the intervals.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Ask every system and every control the same questions: F1 with intervals, costs, footprint.
@@ -196,7 +197,8 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
-        base = _ask(evaluation, stores, system or [], model, augmentation, device, dtype)
+        loading = {"device": device, "dtype": dtype, "attention": attention}
+        base = _ask(evaluation, stores, system or [], model, augmentation, loading)
         if codecs is not None and stores and base is not None:
             # a comma also stands in code(16,int4)
             named = [codec.strip() for codec in re.split(r",(?![^(]*\))", codecs)]
@@ -216,8 +218,7 @@ def _ask(
     systems: Sequence[str],
     model: str | None,
     augmentation: Path | None,
-    device: str,
-    dtype: str,
+    loading: dict[str, Any],
 ) -> BaseModel | None:
     """Every store in turn, the base model and other systems with the first; that base model, if any."""
     from polyprag.augment import read_pairs
@@ -229,14 +230,14 @@ def _ask(
 
     base: BaseModel | None = None
     if not stores:
-        base = None if model is None else load_base_model(model, device=device, dtype=dtype)
+        base = None if model is None else load_base_model(model, **loading)
         if base is not None:
             evaluation.ask_base(base)
         for target in systems:
             evaluation.ask_system(load_system(target, {"base": base, "store": None, "engine": None}))
     for number, path in enumerate(stores):
         pairs = training_pairs(path) if augmentation is None else read_pairs(augmentation)
-        with Engine.open(path, base or model, device=device, dtype=dtype) as engine:
+        with Engine.open(path, base or model, **loading) as engine:
             base = engine.base
             check_questions(engine, evaluation.questions)  # before the first of them is asked
             if number == 0:

@@ -10,7 +10,7 @@ import typer
 
 from polyprag._polyprag import Store
 from polyprag.cli.common import StorePath, err, say
-from polyprag.cli.corpus import Device, Dtype
+from polyprag.cli.corpus import Attention, Device, Dtype
 from polyprag.cli.model import AskModel
 from polyprag.errors import BaseModelMissing
 
@@ -27,6 +27,7 @@ def explore(
     model: AskModel = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = "auto",
 ) -> None:
     """Open a page on this machine: ask, and see documents, weights, experts, and both answers.
 
@@ -45,7 +46,8 @@ def explore(
             try:
                 from polyprag.engine import Engine
 
-                engine = stack.enter_context(Engine.open(opened, model, device=device, dtype=dtype))
+                opening = Engine.open(opened, model, device=device, dtype=dtype, attention=attention)
+                engine = stack.enter_context(opening)
             except (BaseModelMissing, ImportError) as error:
                 if model is not None:
                     raise

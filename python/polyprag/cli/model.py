@@ -28,6 +28,7 @@ from polyprag.cli.augment import (
 from polyprag.cli.common import AsJson, OnDuplicate, StorePath, err, out, print_json, say
 from polyprag.cli.config import Config, as_toml, settings_of
 from polyprag.cli.corpus import (
+    Attention,
     CorpusOptions,
     CorpusPath,
     Device,
@@ -134,6 +135,7 @@ def encode(
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = "auto",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show what would be encoded, and how; write nothing."),
@@ -190,7 +192,7 @@ def encode(
     from polyprag.world import launched
 
     with launched() as world:
-        base = load_base_model(model, device=device, dtype=dtype)
+        base = load_base_model(model, device=device, dtype=dtype, attention=attention)
         if world.first:
             say(f"{len(documents)} documents, {base.name}, {base.device}", console=told)
         with Bars(err, world.first) as bars, Resumable(f"polyprag encode {corpus} {store} ..."):
@@ -244,6 +246,7 @@ def add(
     work: Work = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Add documents to a store: only their routes are trained, nothing else in it changes.
@@ -269,7 +272,7 @@ def add(
             # The model that the store's pairs are of, if none is named; where it is, only the user may say.
             known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
             augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
-            base = base_model_of(opened, model, device=device, dtype=dtype)
+            base = base_model_of(opened, model, device=device, dtype=dtype, attention=attention)
         if amortised:
             # Some were committed.
             again += f" --amortised --on-duplicate {'skip' if on_duplicate == 'error' else on_duplicate}"
@@ -307,6 +310,7 @@ def ask(
     model: AskModel = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = "auto",
     allow_base_mismatch: Annotated[
         bool, typer.Option(help="Ask although the weights of the base model differ from the store's.")
     ] = False,
@@ -319,7 +323,12 @@ def ask(
     from polyprag.engine import Engine
 
     with Engine.open(
-        store, model, device=device, dtype=dtype, allow_base_mismatch=allow_base_mismatch
+        store,
+        model,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        allow_base_mismatch=allow_base_mismatch,
     ) as engine:
         answers = engine.ask_batch(question, k=k)
     for answer in answers:

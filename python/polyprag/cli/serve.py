@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from polyprag.cli.common import StorePath, err, say
-from polyprag.cli.corpus import Device, Dtype
+from polyprag.cli.corpus import Attention, Device, Dtype
 from polyprag.cli.model import AskModel
 
 
@@ -67,6 +67,7 @@ def serve(
     model: AskModel = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = "auto",
     allow_base_mismatch: Annotated[
         bool, typer.Option(help="Serve although the weights of the base model differ from the store's.")
     ] = False,
@@ -111,6 +112,7 @@ def serve(
         port=port,
         device=device,
         dtype=dtype,
+        attention=attention,
         allow_base_mismatch=allow_base_mismatch,
         log_level=log_level,
         ready=ready,

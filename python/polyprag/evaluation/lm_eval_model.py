@@ -51,6 +51,7 @@ class PolypragLM(TemplateLM):  # type: ignore[misc]
         gen_toks: int = 64,
         device: str | None = None,
         dtype: str = "auto",
+        attention: str = "auto",
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class PolypragLM(TemplateLM):  # type: ignore[misc]
             raise InvalidInput(
                 f"model_args: there is no {others[0]!r}; there are store, model, k, max_length ..."
             )
-        self.engine = Engine.open(store, model, device=device or "auto", dtype=dtype)
+        self.engine = Engine.open(store, model, device=device or "auto", dtype=dtype, attention=attention)
         self.tokenizer: Any = self.engine.base.tokenizer
         self._device = self.engine.base.device
         combination = self.engine.store.spec.combination

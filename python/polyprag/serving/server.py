@@ -31,6 +31,7 @@ def serve(
     port: int = 8000,
     device: str = "auto",
     dtype: str = "auto",
+    attention: str = "auto",
     allow_base_mismatch: bool = False,
     log_level: str = "info",
     ready: Callable[[str], object] = lambda url: None,
@@ -38,7 +39,7 @@ def serve(
     """Serve a store until SIGTERM or Ctrl-C, which let the answers that run come to their end.
 
     Args:
-        model, device, dtype, allow_base_mismatch: as in :meth:`polyprag.Engine.open`.
+        model, device, dtype, attention, allow_base_mismatch: as in :meth:`polyprag.Engine.open`.
         host: an address of this machine; the default can be reached from it alone.
         port: 0 takes any that is free.
         ready: called with the URL once the socket is open.
@@ -56,7 +57,12 @@ def serve(
         shown = f"[{host}]" if family == socket.AF_INET6 else host
         url = f"http://{shown}:{listening.getsockname()[1]}/v1"
         opening = Engine.open(
-            store, model, device=device, dtype=dtype, allow_base_mismatch=allow_base_mismatch
+            store,
+            model,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            allow_base_mismatch=allow_base_mismatch,
         )
         with opening as engine:
             config = uvicorn.Config(
