@@ -12,8 +12,8 @@ other sizes or settings compare. PopQA leaves out the 100 questions of benches/p
 augmentation was improved on.
 
 Systems: ``base`` is the base model alone (closed book, RAG, RAG with the gold passage); ``polyprag``,
-``poly-prag`` (as first published) and ``prag`` (one LoRA a document, at our learning rate) encode the
-documents and ask with every route and control.
+``poly-prag`` (as first published), ``prag`` (one LoRA a document, at our learning rate) and ``dyprag`` (a
+network that makes them of the texts) encode the documents and ask with every route and control.
 
 The same command goes on where it was stopped: a row that is in the results is not made again, and of one that
 is not, what is in ``--work`` is used. Needs the shared data: POLYPRAG_DATA, which defaults to ../shared/data
@@ -73,7 +73,7 @@ ROUTED_ROWS = (
 CODEC_ROWS = ("own_route", "wrong_route")
 
 SetName = Literal["popqa", "2wiki", "hotpotqa", "cwq"]
-SystemName = Literal["base", "polyprag", "poly-prag", "prag"]
+SystemName = Literal["base", "polyprag", "poly-prag", "prag", "dyprag"]
 
 
 def main() -> None:

@@ -216,7 +216,8 @@ def test_a_store_keeps_what_the_network_makes_and_adds_in_one_pass(
         one, other = (delta(A, B, w[m.group], "factors") for w in (first, second))
         assert float((one - other).norm()) > 1e-3 * float(one.norm())
     with Engine.open(path, tiny_base) as engine:
-        assert engine.ask("Where does the ochre mill stand?", k=2, rule="mean").documents[0].id == "n0"
+        assert engine.store.spec.combination.rule == "mean"
+        assert engine.ask("Where does the ochre mill stand?", k=2).documents[0].id == "n0"
 
 
 def test_what_does_not_fit_is_refused(tiny_base: BaseModel) -> None:

@@ -18,6 +18,7 @@ from polyprag.errors import InvalidInput
 from polyprag.layers import RoutedModel
 from polyprag.models import BaseModel
 from polyprag.samples import Sample
+from polyprag.systems.polyprag import combined
 from polyprag.trainer import Encoding, train
 from test_trainer import FACTS, SMALL, arrays, facts, stop_after
 
@@ -96,7 +97,9 @@ def test_a_store_of_loras_answers_and_tells_its_size(tiny_base: BaseModel, tmp_p
         experts = next(part.bytes for part in info.parts if part.role == "experts")
         assert experts > 4 * info.lora_bytes_per_document
     with Engine.open(tmp_path / "s", tiny_base) as engine:
-        assert engine.ask("Where does the amber mill stand?", k=2, rule="sum").documents
+        assert engine.store.spec.combination.rule == "sum", "as PRAG does"
+        assert np.array_equal(combined(engine.store, ["d0", "d1"], None), routes[:2].sum(0))
+        assert engine.ask("Where does the amber mill stand?", k=2).documents
     with pytest.raises(InvalidInput, match="encode anew"):
         add(tiny_base, [Document("new", "A new mill.")], tmp_path / "s")
     with pytest.raises(InvalidInput, match="one LoRA a document"):

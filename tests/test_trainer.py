@@ -583,6 +583,23 @@ def test_samples_end_where_asking_ends_and_begin_there(tiny_base: BaseModel) -> 
     assert {s.document for s in samples} == {0}
 
 
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.25, [3, 7]), (0, []), (1.5, [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 7])]
+)
+def test_a_share_of_the_documents_gives_its_passage(
+    tiny_base: BaseModel, share: float, expected: list[int]
+) -> None:
+    documents = [Document(i, f"Ost {i} is old.") for i in range(8)]
+    pairs = (Pair("How is Ost?", "old"), Pair("What is old?", "Ost"))
+    written = [Augmentation(i, pairs) for i in range(8)]
+    samples = build_samples(documents, written, tiny_base.tokenizer, SampleSettings(with_passage=share))
+    texts = [(s.document, str(tiny_base.tokenizer.decode(s.ids))) for s in samples]
+    assert [document for document, text in texts if text.startswith("Ost")] == expected
+    assert sum(text.startswith("Question") for _, text in texts) == 16
+    with pytest.raises(InvalidInput, match="with_passage is a number of at least 0"):
+        SampleSettings(with_passage=-1)
+
+
 def test_a_document_without_pairs_gives_its_passage_and_one_without_text_nothing(
     tiny_base: BaseModel,
 ) -> None:

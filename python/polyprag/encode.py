@@ -44,6 +44,8 @@ LORAS = "loras.pt"
 
 # A document that BM25 ranks well above the others leads; ones that are as good count alike (docs/method.md).
 BY_SCORE = Combination(k=3, rule="score", temperature=0.15)
+SUMMED = Combination(k=3, rule="sum")  # PRAG (arXiv 2501.15915)
+AVERAGED = Combination(k=3, rule="mean")  # DyPRAG (arXiv 2503.23895)
 OWN_EXPERT = "sparse(1)"  # the codec of a store of one LoRA a document: the number of its expert
 
 _OF_LOGITS = ["f32", "f16", "q8", "q4", "q2", "q1", "sparse(k)"]
@@ -181,7 +183,8 @@ def encode(
     Args:
         codec: how the store keeps routes; None is ``code(d,int4)`` for code routing and ``q8`` for a table.
         combination: how the routes of several documents become one when the store is asked; None is three
-            documents by their BM25 scores.
+            documents by their BM25 scores, or as the papers have it where the recipe is PRAG's (their sum) or
+            DyPRAG's (their mean).
         expert_dtype: how the store keeps the experts, which are trained in float32.
         work: a folder for the augmentation and the checkpoint, from which an interrupted run goes on;
             None is ``<path>.work``. The augmentation stays there, the checkpoint goes once the store is
@@ -568,12 +571,18 @@ def _spec(
         phi="sigmoid" if s.routing == "lora" else s.phi,  # the weights of its codec are of this kind
         top_k=s.top_k,
         mixing=s.mixing,
-        combination=combination or BY_SCORE,
+        combination=combination or _combination(recipe),
         id_type="u64" if isinstance(documents[0].id, int) else "string",
         keep_text=keep_text,
         base_model=fingerprint(base),
         recipe=recipe.to_json(),
     )
+
+
+def _combination(recipe: Recipe) -> Combination:
+    if recipe.train.routing == "lora":
+        return SUMMED
+    return AVERAGED if recipe.amortised and recipe.train.taught else BY_SCORE
 
 
 def _any_of(words: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from polyprag._polyprag import Document
 from polyprag.augment import Augmentation
+from polyprag.errors import InvalidInput
 from polyprag.models import passage_text, question_prompt
 
 LossOn = Literal["all", "answer"]
@@ -20,12 +22,21 @@ class SampleSettings:
     """Which samples a document gives.
 
     ``with_passage``: how many of its pairs come once more behind the passage (the first behind the passage
-    itself, the second behind its rewrite, and so on in turn); every pair comes without.
+    itself, the second behind its rewrite, and so on in turn), on average: 0.25 is one pair of every fourth
+    document. Every pair comes without.
     """
 
-    with_passage: int = 1
+    with_passage: float = 1.0
     passage_tokens: int = 96
     loss_on: LossOn = "all"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.with_passage) and self.with_passage >= 0):
+            raise InvalidInput(f"with_passage is a number of at least 0, not {self.with_passage}")
+
+    def behind_passage(self, document: int) -> int:
+        """How many pairs of document number ``document`` come behind its passage."""
+        return math.floor((document + 1) * self.with_passage) - math.floor(document * self.with_passage)
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ def build_samples(
         if augmentation.rewrite:
             passages.append(passage_text(document.title, augmentation.rewrite))
         passages = [_truncate(tokenizer, p, settings.passage_tokens) for p in passages]
-        for number, pair in enumerate(augmentation.pairs[: settings.with_passage]):
+        for number, pair in enumerate(augmentation.pairs[: settings.behind_passage(row)]):
             passage = passages[number % len(passages)]
             samples.append(
                 _sample(tokenizer, row, question_prompt(pair.question, [passage]), pair.answer, settings)

@@ -25,7 +25,6 @@ from polyprag.evaluation.results import SystemResult
 from polyprag.evaluation.routes import route_facts
 from polyprag.models import BaseModel
 from polyprag.recoding import recode
-from polyprag.routing import CombinationRule
 from polyprag.systems import (
     AmortisedRoute,
     ClosedBook,
@@ -68,30 +67,27 @@ def store_rows(
     """The systems and controls of one store, those that its questions and parts allow.
 
     Own and wrong route and the amortised router need the gold documents of the questions; Combine needs
-    texts, and the amortised router a router. In a store of one LoRA a document several documents' LoRAs are
-    summed, as PRAG does.
+    texts, and the amortised router a router. Several routes become one as the store says.
 
     label: stands before the names, ``label/own_route``, to tell stores apart.
     """
-    lora = engine.store.spec.recipe.get("train", {}).get("routing") == "lora"
-    rule: CombinationRule | None = "sum" if lora else None
     text, gold = engine.store.spec.keep_text, all(q.documents for q in questions)
     wrong = [_by_id(questions, draw) for draw in wrong_documents(questions, seed).draws] if gold else []
     found: dict[str, list[System]] = {}
     if gold:
-        found["own_route"] = [RouteOfDocuments(engine, rule=rule)]
-    found["bm25_route"] = [RetrievedRoute(engine, k=1, rule=rule)]
-    found["bm25_route_k3"] = [RetrievedRoute(engine, k=ROUTES_MIXED, rule=rule)]
+        found["own_route"] = [RouteOfDocuments(engine)]
+    found["bm25_route"] = [RetrievedRoute(engine, k=1)]
+    found["bm25_route_k3"] = [RetrievedRoute(engine, k=ROUTES_MIXED)]
     if gold and text and engine.store.router is not None:
         found["amortised_route"] = [AmortisedRoute(engine)]
     if gold:
-        found["wrong_route"] = [RouteOfDocuments(engine, draw, rule=rule) for draw in wrong]
+        found["wrong_route"] = [RouteOfDocuments(engine, draw) for draw in wrong]
     found["uniform_route"] = [UniformRoute(engine)]
     found["mean_route"] = [MeanRoute(engine)]
     if text:
-        found["combine"] = [Combine(engine, k=passages, rule=rule)]
+        found["combine"] = [Combine(engine, k=passages)]
         if gold:
-            found["combine_wrong_route"] = [Combine(engine, passages, draw, rule=rule) for draw in wrong]
+            found["combine_wrong_route"] = [Combine(engine, passages, draw) for draw in wrong]
     before = f"{label}/" if label else ""
     return [Row(before + name, tuple(draws)) for name, draws in found.items()]
 

@@ -40,8 +40,12 @@ def retrieval_rule(engine: Engine, rule: CombinationRule | None) -> tuple[Combin
 
 
 def combined(store: Store, documents: Documents, rule: CombinationRule | None) -> _Route:
-    """The route [groups, K] of documents that nobody ranked: with equal weights, or their sum."""
-    weights = combination_weights([1.0] * len(documents), "sum" if rule == "sum" else "mean")
+    """The route [groups, K] of documents that nobody ranked: with equal weights, or their sum.
+
+    rule: None is the store's own.
+    """
+    summed = (rule or store.spec.combination.rule) == "sum"
+    weights = combination_weights([1.0] * len(documents), "sum" if summed else "mean")
     return store.combined_route(list(documents), weights)
 
 
@@ -71,7 +75,7 @@ class RetrievedRoute:
 
 @dataclass(frozen=True)
 class RouteOfDocuments:
-    """The combined route of given documents, with equal weights (or their sum, by ``rule="sum"``).
+    """The combined route of given documents, with equal weights (or their sum, where ``rule`` says so).
 
     documents: by the question's id: a derangement's for ``wrong_route``; None are its own gold documents.
     """
