@@ -111,6 +111,7 @@ def test_wrong_use_is_2(run: Callable[..., Any], store: Path) -> None:
         ["encode", "a.jsonl", "b", "--epochs", "many"],
         ["encode", "a.jsonl", "b", "--pairs", "0"],
         ["add", "a.jsonl", "b", "--on-duplicate", "perhaps"],
+        ["add", "a.jsonl", "b", "--epochs", "0"],
         ["merge", str(store)],
         ["delete", str(store)],
         ["digest", str(store), "--expect", "abc"],

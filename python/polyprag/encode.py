@@ -266,6 +266,7 @@ def add(
     augmenter: Augmenter | None = None,
     written: Written | None = None,
     amortised: bool | None = None,
+    epochs: int | None = None,
     reporter: Reporter = Silent(),
 ) -> int:
     """Encode documents into a store that exists: only their routes are trained (Poly-z); returns how many.
@@ -278,6 +279,8 @@ def add(
             nothing trained. A document without a text gets no route. Every 50,000 documents are committed:
             after Ctrl-C, the same call goes on with ``on_duplicate="skip"``. None: if the routes of the
             store's own documents were made so (DyPRAG's are), and no pairs are given.
+        epochs: how often the pairs are trained; None is the recipe of the store, and given where nothing is
+            trained it counts for nothing.
 
     Raises:
         DuplicateId: an id is in the store already and ``on_duplicate`` is ``"error"``.
@@ -341,7 +344,8 @@ def add(
             )
         samples = build_samples(documents, augmentations, base.tokenizer, recipe.add_samples)
         frozen = _frozen(store, recipe.train)
-        settings = replace(frozen.settings, epochs=recipe.add_epochs, code_lr=recipe.add_code_lr)
+        settings = replace(frozen.settings, code_lr=recipe.add_code_lr)
+        settings = replace(settings, epochs=recipe.add_epochs if epochs is None else epochs)
         checkpoint = work / "added.pt"
         with _told(reporter, work, "added-metrics") as progress:
             encoding = train(

@@ -243,6 +243,10 @@ def add(
             "which `--system dyprag` makes of their texts.",
         ),
     ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the pairs; default: as the store's recipe has it (12).", min=1),
+    ] = None,
     work: Work = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -289,6 +293,7 @@ def add(
                 augmenter=augmenter,
                 written=ready,
                 amortised=amortised,
+                epochs=epochs,
                 reporter=bars,
             )
     if not world.first:
