@@ -70,6 +70,9 @@ def main(file: Path) -> None:
 
         install(str(file))
         print(run("-c", _USE).strip())
+        told = run("-c", "import polyprag; polyprag.Engine", code=1)
+        if "pip install 'polyprag[train]'" not in told:
+            raise SystemExit(f"without torch, this is said:\n{told}")
         told = run("-m", "polyprag", "inspect", "s", code=6)
         if "pip install 'polyprag[cli]'" not in told:
             raise SystemExit(f"without typer, this is said:\n{told}")

@@ -13,11 +13,18 @@ from typing import Any
 
 import pytest
 
-from polyprag import Document, Store, errors
+from polyprag import Document, Store, errors, extras
 from polyprag.cli import app, doctor
 from polyprag.cli.exits import ExitCode, exit_code
+from polyprag.extras import remedied
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 # --- exit codes -------------------------------------------------------------------------------------
@@ -193,6 +200,56 @@ def test_the_doctor_where_torch_is_missing(run: Callable[..., Any], monkeypatch:
     assert (corpus["state"], corpus["detail"]) == ("note", "not here: nowhere>=2")
     assert corpus["remedy"] == "pip install 'polyprag[corpus]'"
     assert next(found[name] for name in found if name.startswith("extra cli"))["state"] == "ok"
+
+
+def test_the_doctor_reads_our_markers_without_packaging() -> None:
+    from packaging.markers import Marker
+
+    texts = [text for extra in EXTRAS.values() for text in extra if ";" in text]
+    assert texts
+    for text in texts:
+        marker = text.partition(";")[2]
+        assert doctor._applies(f"extra == 'x' and {marker}") == Marker(marker).evaluate(), text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), "polyprag[train]' (without a GPU"),
+        (
+            ModuleNotFoundError("x", name="starlette.routing"),
+            "package starlette is not installed: pip install",
+        ),
+        (ImportError("cannot import name 'y'", name="transformers"), "cannot import name 'y'; pip install"),
+        (ModuleNotFoundError("No module named 'z'", name="z"), "'z'; pip install 'polyprag[all]'"),
+        (ImportError("PDF files need pypdf: pip install 'p'"), "PDF files need pypdf: pip install 'p'"),
+    ],
+)
+def test_what_is_said_of_a_missing_package(error: ImportError, said: str) -> None:
+    assert said in remedied(error)
+
+
+def test_every_package_of_which_that_is_said_is_in_its_extra() -> None:
+    brought = {name: " ".join(packages).replace("-", "_") for name, packages in EXTRAS.items()}
+    within = {"anyio": "starlette", "tokenizers": "transformers", "huggingface_hub": "transformers"}
+    for package, extra in extras._EXTRA_OF.items():
+        assert within.get(package, package) in brought[extra], package
+
+
+def test_what_needs_torch_says_how_to_install_it() -> None:
+    missing = "import sys; sys.modules['torch'] = None"
+    code = f"{missing}; import polyprag; print('Engine' in dir(polyprag)); polyprag.Engine"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n"
+    assert "polyprag.Engine: the package torch is not installed: pip install 'polyprag[train]'" in done.stderr
+
+
+def test_looking_at_a_corpus_in_words_needs_no_model(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Mill\n\nA mill.\n")
+    code, _, err = run("corpus", tmp_path / "a.md", "--model", tmp_path / "none")
+    assert code == ExitCode.MISSING
+    assert "with --chunk-unit words this command needs no model" in " ".join(err.split())
+    assert run("corpus", tmp_path / "a.md", "--chunk-unit", "words")[0] == 0
 
 
 # --- without, and around ----------------------------------------------------------------------------

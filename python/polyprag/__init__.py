@@ -64,7 +64,16 @@ _LATER = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+        try:
+            return getattr(import_module(_LATER[name]), name)
+        except ModuleNotFoundError as error:
+            from polyprag.extras import remedied
+
+            raise ImportError(f"polyprag.{name}: {remedied(error)}", name=error.name) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,7 @@ from polyprag.cli import augment, corpus, doctor, evaluate, exchange, explore, i
 from polyprag.cli.common import err, out, say
 from polyprag.cli.exits import ExitCode, exit_code
 from polyprag.errors import PolypragError
+from polyprag.extras import remedied
 
 app = typer.Typer(
     name="polyprag",
@@ -108,12 +109,7 @@ def main() -> None:
     except OSError as error:
         _fail(error, _os_message(error))
     except ImportError as error:
-        how = (
-            ""
-            if "pip install" in str(error)
-            else "; pip install 'polyprag[all]' brings what this command needs"
-        )
-        _fail(error, f"{error}{how}")
+        _fail(error, remedied(error))
     except Exception as error:
         # What typer itself raises for a wrong option knows how to show itself.
         if not hasattr(error, "format_message"):

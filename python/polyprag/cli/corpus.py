@@ -13,7 +13,8 @@ import typer
 
 from polyprag.cli.common import AsJson, err, print_json, say
 from polyprag.cli.options import grouped
-from polyprag.errors import CorpusError, InvalidInput
+from polyprag.errors import BaseModelMissing, CorpusError, InvalidInput
+from polyprag.extras import remedied
 
 if TYPE_CHECKING:
     from polyprag._polyprag import Document
@@ -166,7 +167,7 @@ def corpus(
     """
     from polyprag.corpus.summary import Summary
 
-    reading = read(corpus, options, tokenizer_of(model))
+    reading = read(corpus, options, _or_words(tokenizer_of(model)))
     summary = Summary(reading.unit)
     documents = summary.through(reading.documents, count=reading.count, first=show)
     if out_file is None:
@@ -267,6 +268,21 @@ def tokenizer_of(model: str | None) -> Callable[[], Any]:
         return load_tokenizer(model)
 
     return load
+
+
+def _or_words(load: Callable[[], Any]) -> Callable[[], Any]:
+    """As ``load``; where it cannot, the error says that pieces can be looked at without a model."""
+
+    def loaded() -> Any:
+        words = "with --chunk-unit words this command needs no model"
+        try:
+            return load()
+        except ImportError as error:
+            raise ImportError(f"{remedied(error)}; {words}", name=error.name) from error
+        except BaseModelMissing as error:
+            raise BaseModelMissing(f"{error}; {words}") from error
+
+    return loaded
 
 
 def documents_of(corpus: str, options: CorpusOptions, tokenizer: Callable[[], Any]) -> list[Document]:

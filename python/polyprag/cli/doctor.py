@@ -21,9 +21,12 @@ from polyprag._polyprag import Store, __version__, tantivy_version
 from polyprag.cli.common import AsJson, out, print_json, say
 from polyprag.cli.exits import ExitCode
 from polyprag.errors import PolypragError
+from polyprag.extras import TORCH_WITHOUT_GPU
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*([^;]*)(?:;(.*))?$")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
+_OLDER = re.compile(r"python_version\s*<\s*['\"](\d+)\.(\d+)['\"]")
+_SYSTEM = re.compile(r"sys_platform\s*==\s*['\"](\w+)['\"]")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SIGNS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "missing": ("✗", "red")}
 _EXTRAS_FOR = {
@@ -84,9 +87,7 @@ def doctor(
 
 def examine(store: Path | None = None) -> Iterator[Finding]:
     """Everything that is looked at, in the order in which it is told."""
-    yield Finding(
-        "polyprag", "ok", f"{__version__}, Tantivy {tantivy_version}, in {Path(__file__).parents[1]}"
-    )
+    yield Finding("polyprag", "ok", f"{__version__}, {tantivy_version}, in {Path(__file__).parents[1]}")
     implementation = platform.python_implementation()
     yield Finding("Python", "ok", f"{platform.python_version()} ({implementation}), {sys.executable}")
     yield Finding("system", "ok", f"{platform.platform()}, {_cores()} processors")
@@ -99,8 +100,7 @@ def examine(store: Path | None = None) -> Iterator[Finding]:
             "encoding and asking",
             "missing",
             "torch and transformers are not here; looking after stores and searching them need neither",
-            "pip install 'polyprag[train]' (without a GPU: "
-            "pip install torch --index-url https://download.pytorch.org/whl/cpu before that)",
+            f"pip install 'polyprag[train]' (without a GPU, before that: {TORCH_WITHOUT_GPU})",
         )
     yield _small_model()
     yield from _folders()
@@ -231,14 +231,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _applies(marker: str | None) -> bool:
-    """Whether the rest of a marker, beside its extra, holds here; yes where nothing can tell."""
-    if not marker or not _there("packaging"):
-        return True
-    from packaging.markers import Marker
-
-    extra = _EXTRA.search(marker)
-    return Marker(marker).evaluate({"extra": extra[1] if extra is not None else ""})
+def _applies(marker: str) -> bool:
+    """Whether a marker of ours, beside its extra, holds here; `packaging` may not be installed."""
+    older, system = _OLDER.search(marker), _SYSTEM.search(marker)
+    if older is not None and sys.version_info[:2] >= (int(older[1]), int(older[2])):
+        return False
+    return system is None or sys.platform == system[1]
 
 
 def _satisfies(version: str | None, wanted: str) -> bool:

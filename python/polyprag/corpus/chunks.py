@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from polyprag.errors import InvalidInput
+from polyprag.extras import lacking
 
 #: What a piece is measured in: characters, words, what a function counts, or the tokens of a tokenizer
 #: of the library tokenizers or of transformers.
@@ -40,8 +41,6 @@ class Chunker:
             raise InvalidInput(
                 f"the overlap of chunks is from 0 to less than their size {size}, not {overlap}"
             )
-        from polyprag.corpus.tables import lacking
-
         try:
             import semantic_text_splitter as library
         except ImportError as error:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from polyprag.corpus.ids import Place, Rows
-from polyprag.corpus.tables import lacking
 from polyprag.errors import CorpusError
+from polyprag.extras import lacking
 
 _MAX_FILE_BYTES = 256 << 20
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)

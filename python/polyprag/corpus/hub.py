@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from polyprag.corpus.ids import Place, Rows
-from polyprag.corpus.tables import lacking
 from polyprag.errors import CorpusError, InvalidInput
+from polyprag.extras import lacking
 
 #: How a data set of the hub is written: ``hf://datasets/OWNER/NAME``, as the hub's own file system has it.
 SCHEME = "hf://datasets/"

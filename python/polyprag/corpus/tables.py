@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from polyprag.corpus.ids import MAX_TEXT_BYTES, Place, Rows
+from polyprag.extras import lacking
 from polyprag.jsonl import numbered_lines, parse_object, text_lines
 
 _BATCH = 1_024  # rows of a Parquet file in memory
@@ -87,10 +88,6 @@ def plain(value: Any, name: str, place: Place) -> Any:
         f"the field {name!r} holds {type(value).__name__}, which a document's metadata cannot keep",
         "take the column out, or read without metadata (--no-metadata)",
     )
-
-
-def lacking(what: str, package: str, extra: str) -> ImportError:
-    return ImportError(f"{what} need {package}: pip install 'polyprag[{extra}]'", name=package)
 
 
 def _line_bytes(max_text_bytes: int) -> int:
