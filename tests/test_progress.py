@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from polyprag import Document, Store, Writer, errors
-from polyprag.progress import WorkBar
+from polyprag.progress import Bars, WorkBar
 from test_store import make_experts, make_logits, make_spec
 
 Report = Callable[[int, int], object]
@@ -238,6 +238,20 @@ def test_a_writer_that_was_stopped_is_closed(path: Path) -> None:
     with pytest.raises(errors.StoreClosed, match="as was asked"):
         writer.commit()
     assert Store.open(path).writer().compact() == 3
+
+
+def test_a_log_gets_a_line_a_tenth() -> None:
+    out = io.StringIO()
+    with Bars(Console(file=out)) as bars:
+        for done in range(0, 41, 2):
+            bars.augmenting(done, 40)
+        bars.reading(7, 7)
+    lines = out.getvalue().splitlines()
+    assert lines[:2] == ["Augmenting: 4 of 40 documents", "Augmenting: 8 of 40 documents"]
+    assert lines[9:] == ["Augmenting: 40 of 40 documents", "Reading: 7 of 7 documents"]
+    with Bars(Console(file=out), shown=False) as bars:
+        bars.reading(1, 1)
+    assert len(out.getvalue().splitlines()) == 11
 
 
 def test_a_bar_is_drawn_on_a_terminal_alone(path: Path) -> None:

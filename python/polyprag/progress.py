@@ -38,11 +38,16 @@ def _bars(console: Console, amount: ProgressColumn, shown: bool = True) -> Progr
 
 
 class Bars:
-    """A bar for the augmentation, one for the training, and one for what a router reads."""
+    """A bar for the augmentation, one for the training, and one for what a router reads.
+
+    Where the console is no terminal but a log, a line for each tenth instead.
+    """
 
     def __init__(self, console: Console, shown: bool = True) -> None:
         self._progress = _bars(console, MofNCompleteColumn(), shown)
         self._tasks: dict[str, TaskID] = {}
+        self._log = console if shown and not console.is_terminal else None
+        self._tenths: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -62,10 +67,16 @@ class Bars:
 
     def training(self, progress: Step) -> None:
         """One step is done."""
-        speed = f"loss {progress.loss:.2f}, {progress.tokens_a_second:,.0f} tokens/s"
+        speed = f"steps, loss {progress.loss:.2f}, {progress.tokens_a_second:,.0f} tokens/s"
         self._update("Training", progress.step, progress.steps, speed)
 
     def _update(self, name: str, done: int, total: int, note: str) -> None:
+        tenth = 10 * done // max(1, total)
+        if self._log is not None and tenth > self._tenths.get(name, 0):
+            self._tenths[name] = tenth
+            self._log.print(
+                f"{name}: {done:,} of {total:,} {note}", markup=False, highlight=False, soft_wrap=True
+            )
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total, note="")
         self._progress.update(self._tasks[name], completed=done, total=total, note=note)
