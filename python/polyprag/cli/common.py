@@ -21,10 +21,10 @@ OnDuplicate = Literal["error", "replace", "skip"]
 
 # readable=False: opening a file says what is wrong with it; typer would call it a wrong use of the command.
 StorePath = Annotated[
-    Path, typer.Argument(help="The store, a folder such as `wiki.polyprag`.", readable=False)
+    Path, typer.Argument(metavar="STORE", help="The store, a folder such as `wiki.polyprag`.", readable=False)
 ]
 NewStorePath = Annotated[
-    Path, typer.Argument(help="The new store, a folder that is not there yet.", readable=False)
+    Path, typer.Argument(metavar="NEW", help="The new store, a folder that is not there yet.", readable=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 

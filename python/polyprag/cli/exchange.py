@@ -25,8 +25,13 @@ Rule = Literal["mean", "score", "first", "sum"]
 
 def export(
     store: StorePath,
-    dest: Annotated[Path, typer.Argument(help="The new folder of the adapter or model.", readable=False)],
-    id: Annotated[list[str], typer.Argument(help="Ids of the documents whose routes are combined.")],
+    dest: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="The new folder of the adapter or model.", readable=False),
+    ],
+    id: Annotated[
+        list[str], typer.Argument(metavar="ID", help="Ids of the documents whose routes are combined.")
+    ],
     peft: Annotated[
         bool,
         typer.Option(
@@ -113,7 +118,9 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of the adapters: one LoRA a document, or a Poly checkpoint.", readable=False
+            metavar="ADAPTERS",
+            help="Folder of the adapters: one LoRA a document, or a Poly checkpoint.",
+            readable=False,
         ),
     ],
     store: NewStorePath,

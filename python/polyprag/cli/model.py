@@ -307,7 +307,7 @@ def add(
 
 def ask(
     store: StorePath,
-    question: Annotated[list[str], typer.Argument(help="One question or several.")],
+    question: Annotated[list[str], typer.Argument(metavar="QUESTION", help="One question or several.")],
     k: Annotated[
         int | None,
         typer.Option("--k", "-k", help="How many documents' routes to combine. Default: as trained."),

@@ -25,7 +25,9 @@ from polyprag.cli.common import (
 from polyprag.errors import StoreError
 from polyprag.progress import WorkBar
 
-PackedPath = Annotated[Path, typer.Argument(help="The one file, such as `wiki.tar`.", readable=False)]
+PackedPath = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The one file, such as `wiki.tar`.", readable=False)
+]
 
 
 def verify(store: StorePath, as_json: AsJson = False) -> None:
@@ -69,7 +71,7 @@ def digest(
 
 def delete(
     store: StorePath,
-    id: Annotated[list[str], typer.Argument(help="Ids of the documents.")],
+    id: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of the documents.")],
     as_json: AsJson = False,
 ) -> None:
     """Delete documents from a store; all of them or, if one is not there, none.
@@ -111,12 +113,12 @@ def compact(store: StorePath, as_json: AsJson = False) -> None:
 
 
 def merge(
-    into: Annotated[Path, typer.Argument(help="The store that takes the documents.", readable=False)],
+    into: Annotated[
+        Path, typer.Argument(metavar="INTO", help="The store that takes the documents.", readable=False)
+    ],
     source: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="FROM...", help="Stores of the same experts, decoder and codec.", readable=False
-        ),
+        typer.Argument(metavar="FROM", help="Stores of the same experts, decoder and codec.", readable=False),
     ],
     on_duplicate: Annotated[OnDuplicate, typer.Option(help="What to do with ids that come again.")] = "error",
     as_json: AsJson = False,
