@@ -127,9 +127,9 @@ sanitized:
 
 docs: setup
 	@$(BIN)/uv sync --quiet --locked --inexact --no-install-project --all-extras --group docs --no-python-downloads --python $(BIN)/python
-	@$(BIN)/python -m mkdocs build --strict --quiet && echo 'The site is in site/'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo 'The site is in site/'
 
 clean:
-	@rm -rf .venv target python/polyprag/_polyprag*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv target site python/polyprag/_polyprag*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find python tests benches examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	@[ -z "$$CARGO_TARGET_DIR" ] || echo "$$CARGO_TARGET_DIR is left as it is: other projects may use it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -15,8 +16,10 @@ import pytest
 import typer.main
 import yaml
 
-from polyprag import Document
+import polyprag
+from polyprag import Document, Store, export_peft
 from polyprag.cli import app
+from polyprag.evaluation.data import Question
 from polyprag.models import BaseModel
 
 if sys.version_info >= (3, 11):
@@ -28,9 +31,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
 # cli.md is made from the commands themselves.
 PAGES = [REPOSITORY / "README.md", *sorted(p for p in DOCS.glob("*.md") if p.name != "cli.md")]
-# Blocks that go on from something that a page only tells of; what they do is run by these tests, and here
-# it is seen that they are Python.
-ELSEWHERE = {"export.md": "test_exchange", "evaluation.md": "test_harness", "serve.md": "test_serve"}
 # Programs that the pages name beside ours.
 OTHERS = {"pip", "make", "vllm", "torchrun", "python"}
 
@@ -38,6 +38,8 @@ OTHERS = {"pip", "make", "vllm", "torchrun", "python"}
 def blocks(language: str) -> list[Any]:
     found = []
     for page in PAGES:
+        if (page.name, language) == ("serve.md", "python"):
+            continue  # test_serve.py, which has a server for it
         for number, match in enumerate(
             re.finditer(r"^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE), 1
         ):
@@ -47,16 +49,22 @@ def blocks(language: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def made(make_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(
+    make_store: Callable[..., Path], model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with what the examples name."""
     folder = tmp_path_factory.mktemp("docs")
     documents = [
         Document("amber", "The Amber Mill stands in Ost. It was built in 1850.", "Amber Mill"),
-        Document("ada", "Ada Lovelace was born in London.", "Ada Lovelace"),
+        Document("Q7259", "Ada Lovelace was born in London.", "Ada Lovelace"),
+        Document("Q11571", "Cristiano Ronaldo was born in Funchal.", "Cristiano Ronaldo"),
         Document("ilsabet", "Ilsabet Corrow was born in Druskin.", "Ilsabet Corrow"),
     ]
     (folder / "demo").mkdir()
     shutil.copytree(make_store(folder / "wiki.polyprag", documents), folder / "demo" / "island.polyprag")
+    (folder / "adapters").mkdir()
+    export_peft(folder / "wiki.polyprag", ["Q7259"], folder / "adapters" / "ada")
+    shutil.copytree(model_folder, folder / "org" / "base-model")
     (folder / "docs").mkdir()
     (folder / "docs" / "mill.md").write_text("# Mill\n\nThe Amber Mill stands in Ost. It is old.\n")
     return folder
@@ -66,21 +74,27 @@ def made(make_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
 def here(made: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: BaseModel) -> Path:
     """Inside of it; the tiny base model stands in for the one that a store names."""
     monkeypatch.chdir(made)
-    monkeypatch.setattr("polyprag.engine.base_model_of", lambda *_, **__: tiny_base)
+    for module in ("engine", "exporting"):
+        monkeypatch.setattr(f"polyprag.{module}.base_model_of", lambda *_, **__: tiny_base)
     return made
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
 def test_python_runs(page: Path, code: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compiled = compile(code, f"{page.name}", "exec")
-    if page.name in ELSEWHERE:
-        return
     for package in re.findall(r"integrations\.(\w+)", code):
         pytest.importorskip(
             {"langchain": "langchain_core", "llama_index": "llama_index.core"}.get(package, package)
         )
-    exec(compiled, {"__name__": "__main__"})  # noqa: S102 - our own pages
-    assert capsys.readouterr().out.strip(), "an example shows something"
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code, page.name, "exec"), names)  # noqa: S102 - our own pages
+    if "class Mine" in code:
+        with Store.open("wiki.polyprag") as store:
+            assert names["Mine"](store).answer([Question("1", "Where was Ada born?", ("London",))]) == [
+                "Ada Lovelace"
+            ]
+    else:
+        assert capsys.readouterr().out.strip(), "an example shows something"
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("toml"))
@@ -121,6 +135,20 @@ def test_commands_are_ones_that_there_are(page: Path, text: str) -> None:
         for word in words[2:]:
             if word.startswith("-"):
                 assert word.partition("=")[0] in options, f"{line}: {word}"
+
+
+def test_what_is_public_is_in_the_reference() -> None:
+    text = (DOCS / "api.md").read_text()
+    listed = set()
+    for module, members in re.findall(
+        r"^::: ([\w.]+)(?:\n .*)*?\n +members: \[([^\]]*)\]", text, re.MULTILINE
+    ):
+        names = [name.strip() for name in members.split(",")]
+        listed |= set(names)
+        if ".integrations." not in module:  # what these need may not be here
+            found = importlib.import_module(module)
+            assert [name for name in names if not hasattr(found, name)] == [], module
+    assert set(polyprag.__all__) - listed == {"__version__", "errors"}
 
 
 def test_every_page_is_on_the_site() -> None:

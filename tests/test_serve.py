@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -155,6 +156,16 @@ def streamed(client: openai.OpenAI, question: str, **options: Any) -> tuple[str,
 
 
 # --- answers ------------------------------------------------------------------------------------------------
+
+
+def test_the_code_of_the_page_runs(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "serve.md").read_text()
+    codes = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert codes
+    for code in codes:
+        code = code.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}").replace('"wiki"', '"mills"')
+        exec(compile(code, "serve.md", "exec"), {})  # noqa: S102 - our own page
+        assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_openais_client_gets_the_answers_of_the_engine(served: Served, alone: Engine) -> None:
