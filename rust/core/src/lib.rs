@@ -4,9 +4,11 @@
 //! [`Store`] reads one committed generation; [`Writer`] stages changes and commits the next one.
 //! `docs/format.md` describes the files field by field.
 
+// Windows lets nobody rename a folder in which a file is open, which is how a new store gets its name; nor
+// remove a file that is mapped, as the collector does beside readers; and its locks keep others from reading.
 #[cfg(not(unix))]
 compile_error!(
-    "polyprag-core needs a Unix system: it relies on flock, openat and rename over directory descriptors"
+    "polyprag-core needs a Unix system, for flock, openat and renames over open files; on Windows use WSL 2"
 );
 
 pub mod bm25;
