@@ -300,6 +300,21 @@ def test_a_missing_package_is_named(
     assert "pip install 'polyprag[all]'" in one_line(err)
 
 
+def test_what_is_wrong_with_a_store_is_told_before_torch_is_loaded(
+    run: Callable[..., Any], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("engine", "models", "serving", "evaluation.run", "encode"):
+        monkeypatch.setitem(sys.modules, f"polyprag.{module}", None)
+    (tmp_path / "q.jsonl").write_text('{"question": "Where?", "answers": ["Ost"]}\n')
+    for words in (["ask", "none", "Where?"], ["serve", "none"], ["eval", "none", tmp_path / "q.jsonl"]):
+        code, _, err = run(*words)
+        assert (code, err) == (ExitCode.INPUT, "Error: none: No such file or directory\n"), words
+    for words in (["encode", "none"], ["snapshot", store], ["pack", store], ["unpack", "none"]):
+        code, _, err = run(*words, store)
+        assert code == ExitCode.INPUT, words
+        assert "there is something here already" in one_line(err), words
+
+
 def test_ctrl_c_is_130(run: Callable[..., Any], store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Press:
         @staticmethod
@@ -630,7 +645,7 @@ def test_documents_are_added_by_the_router(
     assert code == ExitCode.INPUT
     assert "no pairs are needed" in one_line(err)
     code, out, err = run("add", both, store, *options, "--amortised", "--on-duplicate", "skip")
-    assert (code, out) == (0, f"1 documents added to {store}\n"), err
+    assert (code, out) == (0, f"1 document added to {store}\n"), err
     assert "Fjord" in run("ask", store, "fjord", *options)[1]
     assert not (work_folder(store) / "added.jsonl").exists(), "no pair was written"
     code, out, err = run("recode", store, tmp_path / "q8", "--codec", "q8")
@@ -652,7 +667,7 @@ def test_dyprag_encodes_and_adds_as_any_system(
     assert last["kl"] >= 0
     new = corpus(tmp_path / "new.jsonl", {"id": 9, "title": "Fjord", "text": "The fjord bridge."})
     code, out, err = run("add", new, store, *options)
-    assert (code, out) == (0, f"1 documents added to {store}\n"), err
+    assert (code, out) == (0, f"1 document added to {store}\n"), err
     assert not (work_folder(store) / "added.jsonl").exists(), "no pair was written"
 
 
@@ -684,12 +699,12 @@ def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_fold
     assert code == ExitCode.INPUT
     assert "id 0 already" in one_line(err)
     code, out, err = run("add", new, store, *options, "--on-duplicate", "skip")
-    assert (code, out) == (0, f"1 documents added to {store}\n")
+    assert (code, out) == (0, f"1 document added to {store}\n")
     assert "fjord bridge" not in run("ask", store, "fjord", *options)[1], "it has no title"
 
     changed = corpus(tmp_path / "changed.jsonl", {**rows[0], "text": "The amber mill burned down in 1874."})
     code, out, err = run("add", changed, store, *options, "--on-duplicate", "replace")
-    assert (code, out) == (0, f"1 documents added to {store}\n"), err
+    assert (code, out) == (0, f"1 document added to {store}\n"), err
     with Store.open(store) as updated:
         assert sorted(updated) == [0, 1, 2, 3, 9]
         assert updated.documents([0])[0].text == "The amber mill burned down in 1874."

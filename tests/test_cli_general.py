@@ -177,7 +177,7 @@ def test_the_doctor(run: Callable[..., Any], make_store: Callable[..., Path], tm
     assert found[f"store {store}"] == {
         "name": f"store {store}",
         "state": "note",
-        "detail": "1 documents, base model tiny: it is not cached here",
+        "detail": "1 document, base model tiny: it is not cached here",
         "remedy": "name its folder or file with --model",
     }
     code, out, _ = run("doctor", tmp_path / "none")

@@ -35,6 +35,10 @@ PAGES = [REPOSITORY / "README.md", *sorted(p for p in DOCS.glob("*.md") if p.nam
 OTHERS = {"pip", "make", "vllm", "torchrun", "python"}
 
 
+# They end at Ctrl-C alone, depend on the machine, or need what others made.
+NOT_RUN = {"serve", "explore", "doctor", "import"}
+
+
 def blocks(language: str) -> list[Any]:
     found = []
     for page in PAGES:
@@ -149,6 +153,64 @@ def test_what_is_public_is_in_the_reference() -> None:
             found = importlib.import_module(module)
             assert [name for name in names if not hasattr(found, name)] == [], module
     assert set(polyprag.__all__) - listed == {"__version__", "errors"}
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the commands name, and reports to compare."""
+    folder = tmp_path_factory.mktemp("corpora")
+    rows = [("Q7259", "Ada Lovelace", "London"), ("Q11571", "Grace Moss", "Ost"), ("Q3", "Ivo Stern", "Tarn")]
+
+    def write(name: str, lines: list[dict[str, Any]]) -> None:
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    documents = [{"id": id, "title": name, "text": f"{name} was born in {town}."} for id, name, town in rows]
+    write("corpus.jsonl", documents[:2])
+    write("new.jsonl", documents[2:])
+    write(
+        "questions.jsonl",
+        [
+            {"question": f"Where was {name} born?", "answers": [town], "documents": [id]}
+            for id, name, town in (rows[0], rows[2])
+        ],
+    )
+    (folder / "handbook").mkdir()
+    (folder / "handbook" / "mill.md").write_text("# Mill\n\nThe Amber Mill stands in Ost. It is old.\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["README.md", "index.md", "guides.md", "corpora.md", "export.md"])
+def test_commands_run_one_after_the_other(
+    name: str,
+    corpora: Path,
+    run: Callable[..., Any],
+    tmp_path: Path,
+    tiny_base: BaseModel,
+    short_answers: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(corpora, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("polyprag.models.load_base_model", lambda *_, **__: tiny_base)
+    monkeypatch.setattr("polyprag.models.load_tokenizer", lambda *_: tiny_base.tokenizer)
+    for module in ("engine", "exporting"):
+        monkeypatch.setattr(f"polyprag.{module}.base_model_of", lambda *_, **__: tiny_base)
+    page = (REPOSITORY if name == "README.md" else DOCS) / name
+    commands = [
+        shlex.split(line, comments=True)[1:]
+        for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        for line in re.findall(r"^\$ (polyprag .*)", block, re.MULTILINE)
+    ]
+    if not any(words[0] == "encode" and "wiki.polyprag" in words for words in commands):
+        assert run("encode", "corpus.jsonl", "wiki.polyprag")[0] == 0
+    for words in commands:
+        if words[0] in NOT_RUN:
+            continue
+        if "--compare" in words:
+            for report in words[2:]:
+                shutil.copy("report.json", report)
+        code, _, err = run(*words)
+        assert code == 0, f"polyprag {shlex.join(words)}: {err}"
 
 
 def test_every_page_is_on_the_site() -> None:

@@ -19,6 +19,7 @@ from polyprag.evaluation.data import Prediction, Question
 from polyprag.evaluation.footprint import Footprint
 from polyprag.evaluation.report import Report, versions
 from polyprag.evaluation.results import Costs, SystemResult, compare, score_system
+from polyprag.evaluation.tables import Grid, print_grid
 
 _QUESTIONS = [Question(f"q{n}", f"question {n}", (f"answer {n}",), None, (f"d{n}",)) for n in range(40)]
 _RIGHT = [f"answer {n}" for n in range(40)]
@@ -96,6 +97,24 @@ def test_tables() -> None:
     assert "58,982,400" in text
     assert "not above wrong" not in text
     assert "2 of 40 questions leaked" in text
+
+
+def test_a_table_that_is_too_wide_for_the_terminal_is_several() -> None:
+    stages = [f"stage{n}, ms" for n in range(9)]
+    grid = Grid("Costs", ["system", *stages], [["closed book", *["1,234.5"] * 9], ["own", *["0.1"] * 9]])
+
+    def shown(width: int) -> str:
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_grid(grid, console)
+        return console.export_text()
+
+    assert shown(200).count("system") == 1
+    narrow = shown(60)
+    assert narrow.count("system") == 3
+    assert narrow.count("1,234.5") == 9
+    assert "…" not in narrow
+    assert all(stage.removesuffix(", ms") in narrow for stage in stages)
+    assert max(map(len, narrow.splitlines())) <= 60
 
 
 def test_a_difference_that_spans_zero_is_never_called_real_and_is_warned_of() -> None:

@@ -27,6 +27,7 @@ from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, CorruptStore, DuplicateId, InvalidInput
 from polyprag.features import document_features, features_in_file
 from polyprag.fields import read_fields
+from polyprag.jsonl import absent
 from polyprag.layers import ModuleShape, find_targets
 from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
@@ -199,11 +200,7 @@ def encode(
         DuplicateId, InvalidInput: two documents with one id; ids of two kinds, a codec for other routes.
         KeyboardInterrupt: on Ctrl-C; the same call goes on where it stopped.
     """
-    target = Path(path)
-    if os.path.lexists(target):
-        raise FileExistsError(
-            17, "there is something here already; choose another path or delete it", str(target)
-        )
+    target = absent(path)
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
     _check_ids(documents, type(documents[0].id))
@@ -321,7 +318,7 @@ def add(
                 known = next(d.id for d in documents if d.id in store)
                 raise DuplicateId(
                     f"the store has a document with id {known!r} already: leave it out, "
-                    "or say on_duplicate='replace' or 'skip'"
+                    "or say on_duplicate='replace' or 'skip' (--on-duplicate)"
                 )
             documents = fresh
             if written is not None:

@@ -27,6 +27,7 @@ from polyprag.augment.prag import PragSet
 from polyprag.encode import BY_SCORE, OWN_EXPERT, ExpertDtype
 from polyprag.engine import named_base_model
 from polyprag.errors import InvalidInput
+from polyprag.jsonl import absent
 from polyprag.layers import linear_shape
 from polyprag.models import BaseModel, fingerprint, load_base_model
 from polyprag.routing import CombinationRule
@@ -107,11 +108,7 @@ def import_peft(
             fit the base model, or that belongs to no document.
         BaseModelMissing: no base model is given, and the one that the adapters name is not here.
     """
-    root, target = Path(source), Path(dest)
-    if os.path.lexists(target):
-        raise FileExistsError(
-            17, "there is something here already; choose another path or delete it", str(target)
-        )
+    root, target = Path(source), absent(dest)
     adapters = [_Adapter.read(folder) for folder in _folders(root)]
     kinds = {adapter.kind for adapter in adapters}
     if kinds == {"poly"} and len(adapters) == 1:

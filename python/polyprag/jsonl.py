@@ -6,6 +6,7 @@ Shared by the corpus readers, the augmentation and the reports; knows nothing of
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -230,6 +231,15 @@ def read_resumable(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             file.truncate(whole)
         os.fsync(file.fileno())
     return rows
+
+
+def absent(path: str | os.PathLike[str]) -> Path:
+    """The path of something new. Raises FileExistsError if there is anything."""
+    if os.path.lexists(path):
+        raise FileExistsError(
+            errno.EEXIST, "there is something here already; choose another path or delete it", os.fspath(path)
+        )
+    return Path(path)
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polyprag.cli.common import AsJson, err, out, print_json, say
+from polyprag.cli.common import AsJson, counted, err, out, print_json, say
 from polyprag.cli.corpus import (
     Attention,
     CorpusOptions,
@@ -137,7 +137,7 @@ def augment(
             f"{out_file}: {others.total()} lines are of {', '.join(sorted(others))} with other prompts, "
             "settings or another model than these; give another --out, or delete the file"
         )
-    say(f"{len(documents)} documents, {augmenter.name}", console=err if as_json else out)
+    say(f"{counted(len(documents), 'document')}, {augmenter.name}", console=err if as_json else out)
     done = 0
     with Bars(err) as bars, Resumable(f"polyprag augment {corpus} --out {out_file} ..."):
 

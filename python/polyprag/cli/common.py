@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 from rich.console import Console
 
+from polyprag._polyprag import Store
 from polyprag.errors import InvalidInput
 from polyprag.progress import WorkBar
 
@@ -36,11 +37,21 @@ def say(text: str, style: str | None = None, console: Console = out) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, whose name has an s where there is not one of them."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def print_json(value: Any) -> None:
     """One line of JSON on standard output."""
     # Where the terminal is not Unicode's, escapes are as good.
     ascii_alone = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     sys.stdout.write(json.dumps(value, ensure_ascii=ascii_alone) + "\n")
+
+
+def check_store(store: Path) -> None:
+    """Say at once what is wrong with a store, and not when torch and the base model are loaded."""
+    Store.open(store).close()
 
 
 def working(what: str, work: Callable[[WorkBar], _T], *, shown: bool = True) -> _T:

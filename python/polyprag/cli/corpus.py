@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from polyprag.cli.common import AsJson, err, print_json, say
+from polyprag.cli.common import AsJson, counted, err, print_json, say
 from polyprag.cli.options import grouped
 from polyprag.errors import BaseModelMissing, CorpusError, InvalidInput
 from polyprag.extras import remedied
@@ -312,8 +312,8 @@ def show_summary(corpus: str, summary: Summary, reading: Reading) -> None:
     """Tables for people."""
     titled = "all" if summary.titled == summary.documents else f"{summary.titled:,}"
     say(
-        f"{corpus}: {summary.documents:,} documents, {titled} with a title, {sum(summary.lengths):,} "
-        f"{summary.unit}, {summary.text_bytes:,} bytes of text"
+        f"{corpus}: {counted(summary.documents, 'document')}, {titled} with a title, "
+        f"{sum(summary.lengths):,} {summary.unit}, {summary.text_bytes:,} bytes of text"
     )
     lengths = summary.quantiles()
     say(f"{summary.unit} a document: " + ", ".join(f"{name} {value:,}" for name, value in lengths.items()))

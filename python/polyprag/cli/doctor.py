@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import typer
 
 from polyprag._polyprag import Store, __version__, tantivy_version
-from polyprag.cli.common import AsJson, out, print_json, say
+from polyprag.cli.common import AsJson, counted, out, print_json, say
 from polyprag.cli.exits import ExitCode
 from polyprag.errors import PolypragError
 from polyprag.extras import TORCH_WITHOUT_GPU
@@ -90,7 +90,7 @@ def examine(store: Path | None = None) -> Iterator[Finding]:
     yield Finding("polyprag", "ok", f"{__version__}, {tantivy_version}, in {Path(__file__).parents[1]}")
     implementation = platform.python_implementation()
     yield Finding("Python", "ok", f"{platform.python_version()} ({implementation}), {sys.executable}")
-    yield Finding("system", "ok", f"{platform.platform()}, {_cores()} processors")
+    yield Finding("system", "ok", f"{platform.platform()}, {counted(_cores(), 'processor')}")
     yield from _extras()
     trains = all(_there(name) for name in ("torch", "transformers", "accelerate", "safetensors"))
     if trains:
@@ -143,7 +143,9 @@ def _devices() -> Iterator[Finding]:
 
     cpu = str(resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     yield Finding(
-        "CPU", "ok", f"torch {torch.__version__}, {torch.get_num_threads()} threads, computes in {cpu}"
+        "CPU",
+        "ok",
+        f"torch {torch.__version__}, {counted(torch.get_num_threads(), 'thread')}, computes in {cpu}",
     )
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -198,7 +200,7 @@ def _store(path: Path, trains: bool) -> Finding:
     name = f"store {path}"
     try:
         with Store.open(path) as store:
-            detail = f"{len(store):,} documents, base model {store.spec.base_model.get('name')}"
+            detail = f"{counted(len(store), 'document')}, base model {store.spec.base_model.get('name')}"
             named = str(store.spec.base_model.get("name"))
     except (PolypragError, OSError) as error:
         return Finding(name, "missing", str(error), "`polyprag verify` reads every byte of a store")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from polyprag._polyprag import Store
-from polyprag.cli.common import AsJson, err, out, print_json, say
+from polyprag.cli.common import AsJson, check_store, err, out, print_json, say
 from polyprag.cli.corpus import Attention, Device, Dtype, Keep, Resumable
 from polyprag.cli.options import grouped
 from polyprag.errors import InvalidInput
@@ -170,6 +170,8 @@ def evaluate(
     *stores, questions = paths
     if questions.is_dir():
         raise InvalidInput(f"{questions} is a folder: name the file of the questions behind the stores")
+    for store in stores:
+        check_store(store)
     asked = _questions(questions, options, seed)
     if answers is None and reports:
         answers = reports[0].with_name(f"{reports[0].stem}.answers.jsonl")

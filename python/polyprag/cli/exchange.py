@@ -10,11 +10,21 @@ import typer
 
 from polyprag import recoding
 from polyprag._polyprag import Store
-from polyprag.cli.common import AsJson, NewStorePath, StorePath, document_id, print_json, say, working
+from polyprag.cli.common import (
+    AsJson,
+    NewStorePath,
+    StorePath,
+    counted,
+    document_id,
+    print_json,
+    say,
+    working,
+)
 from polyprag.cli.corpus import CorpusOptions, Device, documents_of, tokenizer_of
 from polyprag.cli.model import AskModel
 from polyprag.cli.options import grouped
 from polyprag.errors import InvalidInput
+from polyprag.jsonl import absent
 
 if TYPE_CHECKING:
     from polyprag._polyprag import Document
@@ -70,6 +80,7 @@ def export(
 
     Example: `polyprag export wiki.polyprag ada-lora Q7259 Q11571`
     """
+    absent(dest)
     from polyprag.exporting import export_merged, export_peft
 
     with Store.open(store) as opened:
@@ -156,6 +167,7 @@ def import_(
 
     Example: `polyprag import offline/.../total prag.polyprag --corpus data_aug/total.json --format prag`
     """
+    absent(store)
     documents = None if corpus is None else _documents(corpus, options, tokenizer_of(model))
     from polyprag.importing import import_peft
 
@@ -179,7 +191,10 @@ def import_(
         print_json(vars(found))
         return
     what = "a LoRA each" if found.kind == "lora" else "the tasks of a Poly checkpoint"
-    say(f"{store}: {found.documents:,} documents, {what}; {found.experts:,} experts of rank {found.rank}")
+    say(
+        f"{store}: {counted(found.documents, 'document')}, {what}; "
+        f"{found.experts:,} experts of rank {found.rank}"
+    )
     if found.unrouted:
         say(f"  {found.unrouted:,} of them have no adapter, so they are found and never mixed", "yellow")
     if found.repeated:

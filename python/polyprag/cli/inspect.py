@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polyprag._polyprag import Document, Store
-from polyprag.cli.common import AsJson, StorePath, document_id, out, print_json, say
+from polyprag.cli.common import AsJson, StorePath, counted, document_id, out, print_json, say
 from polyprag.jsonl import write_atomic
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _show(store: Store, about: dict[str, Any]) -> None:
 
     info, spec = store.info(), store.spec
     unrouted = f" ({info.unrouted:,} without a route)" if info.unrouted else ""
-    say(f"{info.path}: generation {info.generation}, {info.documents:,} documents{unrouted}")
+    say(f"{info.path}: generation {info.generation}, {counted(info.documents, 'document')}{unrouted}")
     say(
         f"{about['base_model']}; {spec.experts} experts of rank {spec.rank} as {store.expert_dtype}, "
         f"alpha {spec.alpha:g}, {spec.groups} route groups; routes as {spec.codec}"
@@ -164,6 +164,8 @@ def _show(store: Store, about: dict[str, Any]) -> None:
 
 
 def _show_document(found: Looked) -> None:
+    from rich.text import Text
+
     document = found.document
     say(f"\n{document.id}" + (f"  {document.title}" if document.title else ""), "bold")
     say(document.text if document.text is not None else "(the store keeps no texts)")
@@ -172,15 +174,19 @@ def _show_document(found: Looked) -> None:
     if found.weights is None:
         say("It has no route: it can be found, and is not mixed into answers.", "yellow")
         return
-    say(f"\nIts route, a column a layer and a row an expert; evenness {found.evenness:.2f}")
+    say(
+        "\nIts route, a column a layer and a row an expert (yellow: below zero); "
+        f"evenness {found.evenness:.2f}"
+    )
     most = float(abs(found.weights).max())
     for facet in found.facets:
         say(f"{facet.name}, layers {facet.layers[0]} to {facet.layers[-1]}", "dim")
         for expert in range(facet.weights.shape[1]):
-            line = "".join(
-                _SHADES[round((len(_SHADES) - 1) * abs(float(w)) / most)] for w in facet.weights[:, expert]
-            )
-            say(f"{expert:>4} {line}", "cyan")
+            line = Text(f"{expert:>4} ", "dim")
+            for weight in facet.weights[:, expert].tolist():
+                shade = _SHADES[round((len(_SHADES) - 1) * abs(weight) / most)]
+                line.append(shade, "yellow" if weight < 0 else "cyan")
+            out.print(line, soft_wrap=True)
     whole = "all" if found.compared == found.of else f"{found.compared:,} drawn of {found.of:,}"
     say(f"\nNearest by route, of {whole} documents with one (0: the same, 1: no expert in common)")
     for near in found.nearest:
@@ -196,7 +202,7 @@ def page(store: Store, about: dict[str, Any], sample: Sample, found: Looked | No
     name = Path(info.path).name
     parts = [
         f"<h1>{escape(name)}</h1>",
-        f"<p>{info.documents:,} documents, {info.bytes_per_document:,.1f} bytes a document</p>",
+        f"<p>{counted(info.documents, 'document')}, {info.bytes_per_document:,.1f} bytes a document</p>",
         _facts(about, info),
         "<h2>Where the bytes are</h2>",
         _figure(

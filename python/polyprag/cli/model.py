@@ -25,7 +25,17 @@ from polyprag.cli.augment import (
     endpoint,
     written,
 )
-from polyprag.cli.common import AsJson, OnDuplicate, StorePath, err, out, print_json, say
+from polyprag.cli.common import (
+    AsJson,
+    OnDuplicate,
+    StorePath,
+    check_store,
+    counted,
+    err,
+    out,
+    print_json,
+    say,
+)
 from polyprag.cli.config import Config, as_toml, settings_of
 from polyprag.cli.corpus import (
     Attention,
@@ -42,6 +52,7 @@ from polyprag.cli.corpus import (
 from polyprag.cli.inspect import described, inspect
 from polyprag.cli.options import grouped
 from polyprag.errors import InvalidInput
+from polyprag.jsonl import absent
 
 if TYPE_CHECKING:
     from polyprag.augment import AugmentSettings
@@ -156,6 +167,8 @@ def encode(
     from polyprag.progress import Bars
 
     told = err if as_json else out
+    if not dry_run:
+        absent(store)  # told before anything is loaded
     documents = documents_of(corpus, options, tokenizer_of(model))
     prag = options.format == "prag" and augmentation is None
     ready = written(Path(corpus) if prag else augmentation, documents, augment_url, told)
@@ -194,7 +207,7 @@ def encode(
     with launched() as world:
         base = load_base_model(model, device=device, dtype=dtype, attention=attention)
         if world.first:
-            say(f"{len(documents)} documents, {base.name}, {base.device}", console=told)
+            say(f"{counted(len(documents), 'document')}, {base.name}, {base.device}", console=told)
         with Bars(err, world.first) as bars, Resumable(f"polyprag encode {corpus} {store} ..."):
             found = run(
                 base,
@@ -302,7 +315,7 @@ def add(
         with Store.open(store) as opened:
             print_json({"added": added, "documents": len(opened), "generation": opened.generation})
     else:
-        say(f"{added} documents added to {store}")
+        say(f"{counted(added, 'document')} added to {store}")
 
 
 def ask(
@@ -325,6 +338,7 @@ def ask(
 
     Example: `polyprag ask wiki.polyprag "Where was Ada Lovelace born?"`
     """
+    check_store(store)
     from polyprag.engine import Engine
 
     with Engine.open(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from polyprag.cli.common import StorePath, err, say
+from polyprag.cli.common import StorePath, check_store, err, say
 from polyprag.cli.corpus import Attention, Device, Dtype
 from polyprag.cli.model import AskModel
 
@@ -80,6 +80,7 @@ def serve(
 
     Example: `polyprag serve wiki.polyprag --port 8000`
     """
+    check_store(store)
     from polyprag.serving import ServeSettings, api_key
     from polyprag.serving import serve as run
 

@@ -16,6 +16,7 @@ from polyprag.cli.common import (
     NewStorePath,
     OnDuplicate,
     StorePath,
+    counted,
     document_id,
     err,
     print_json,
@@ -23,6 +24,7 @@ from polyprag.cli.common import (
     working,
 )
 from polyprag.errors import StoreError
+from polyprag.jsonl import absent
 from polyprag.progress import WorkBar
 
 PackedPath = Annotated[
@@ -45,7 +47,10 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"ok": True, "files": found.files, "bytes": found.bytes, "documents": found.documents})
     else:
-        say(f"{store}: whole ({found.documents:,} documents, {found.files} files, {found.bytes:,} bytes)")
+        say(
+            f"{store}: whole ({counted(found.documents, 'document')}, {found.files} files, "
+            f"{found.bytes:,} bytes)"
+        )
 
 
 def digest(
@@ -88,7 +93,7 @@ def delete(
     if as_json:
         print_json({"deleted": deleted, "generation": generation})
     else:
-        say(f"{store}: {deleted:,} documents deleted, generation {generation}")
+        say(f"{store}: {counted(deleted, 'document')} deleted, generation {generation}")
 
 
 def compact(store: StorePath, as_json: AsJson = False) -> None:
@@ -148,7 +153,9 @@ def merge(
     if as_json:
         print_json({"read": read, "documents": after, "documents_before": before, "generation": generation})
     else:
-        say(f"{into}: {after:,} documents, {before:,} before; {read:,} read, generation {generation}")
+        say(
+            f"{into}: {counted(after, 'document')}, {before:,} before; {read:,} read, generation {generation}"
+        )
 
 
 def recode(
@@ -176,6 +183,7 @@ def recode(
 
     Example: `polyprag recode wiki.polyprag small.polyprag --codec "code(32)"`
     """
+    absent(dest)
     if codec is None and expert_dtype is None:
         raise typer.BadParameter("name what is to change: --codec, --expert-dtype or both")
 
@@ -233,7 +241,7 @@ def rollback(store: StorePath, as_json: AsJson = False) -> None:
     with Store.open(store) as opened:
         generation = _changed(opened, lambda w: w.rollback())
         documents = len(opened)
-    _say_generation(store, generation, f"back to {documents:,} documents", as_json)
+    _say_generation(store, generation, f"back to {counted(documents, 'document')}", as_json)
 
 
 def snapshot(store: StorePath, dest: NewStorePath, as_json: AsJson = False) -> None:
@@ -241,9 +249,7 @@ def snapshot(store: StorePath, dest: NewStorePath, as_json: AsJson = False) -> N
 
     Example: `polyprag snapshot wiki.polyprag backup.polyprag`
     """
-    with Store.open(store) as opened:
-        working(f"Copying {store}", lambda bar: opened.snapshot(dest, progress=bar), shown=not as_json)
-        _say_copy(dest, opened, as_json)
+    _copy(store, dest, "Copying", Store.snapshot, as_json)
 
 
 def pack(store: StorePath, file: PackedPath, as_json: AsJson = False) -> None:
@@ -251,9 +257,7 @@ def pack(store: StorePath, file: PackedPath, as_json: AsJson = False) -> None:
 
     Example: `polyprag pack wiki.polyprag wiki.tar`
     """
-    with Store.open(store) as opened:
-        working(f"Packing {store}", lambda bar: opened.pack(file, progress=bar), shown=not as_json)
-        _say_copy(file, opened, as_json)
+    _copy(store, file, "Packing", Store.pack, as_json)
 
 
 def unpack(file: PackedPath, store: NewStorePath, as_json: AsJson = False) -> None:
@@ -261,6 +265,7 @@ def unpack(file: PackedPath, store: NewStorePath, as_json: AsJson = False) -> No
 
     Example: `polyprag unpack wiki.tar wiki.polyprag`
     """
+    absent(store)
     working(f"Unpacking {file}", lambda bar: Store.unpack(file, store, progress=bar), shown=not as_json)
     with Store.open(store) as opened:
         _say_copy(store, opened, as_json)
@@ -272,6 +277,13 @@ def _changed(opened: Store, change: Callable[[Any], int]) -> int:
         generation = change(writer)
     opened.refresh()
     return generation
+
+
+def _copy(store: Path, dest: Path, doing: str, copy: Callable[..., None], as_json: bool) -> None:
+    absent(dest)
+    with Store.open(store) as opened:
+        working(f"{doing} {store}", lambda bar: copy(opened, dest, progress=bar), shown=not as_json)
+        _say_copy(dest, opened, as_json)
 
 
 def _say_generation(store: Path, generation: int, what: str, as_json: bool) -> None:
@@ -287,4 +299,4 @@ def _say_copy(path: Path, copied: Store, as_json: bool) -> None:
         about = {"documents": info.documents, "total_bytes": info.total_bytes, "digest": digest}
         print_json({"path": str(path), **about})
     else:
-        say(f"{path}: {info.documents:,} documents, {info.total_bytes:,} bytes, digest {digest}")
+        say(f"{path}: {counted(info.documents, 'document')}, {info.total_bytes:,} bytes, digest {digest}")

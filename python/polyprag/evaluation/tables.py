@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from polyprag.evaluation.footprint import Footprint
 from polyprag.evaluation.redaction import redacted
@@ -181,17 +181,45 @@ def footprint_grid(footprint: Footprint, label: str = "") -> Grid:
 # -- as texts --------------------------------------------------------------------------------------------
 
 
+_LABEL = 24  # characters of the first column, which may be broken into lines
+_FRAME = 3  # between two columns
+
+
 def print_grid(grid: Grid, console: Console) -> None:
+    """The grid as a table, or as several that are no wider than the console."""
     from rich.markup import escape
     from rich.table import Table
 
-    # Names may come from users: brackets in them are no markup.
-    table = Table(title=escape(grid.title), title_justify="left")
-    for place, column in enumerate(grid.columns):
-        table.add_column(escape(column), justify="right" if place else "left")
-    for place, row in enumerate(grid.rows):
-        table.add_row(*map(escape, row), style="bold" if place in grid.bold else None)
-    console.print(table)
+    widths = [
+        max((len(word) for cell in (column, *cells) for word in cell.split()), default=0)
+        for column, *cells in zip(grid.columns, *grid.rows, strict=True)
+    ]
+    longest = max((len(row[0]) for row in grid.rows), default=0)
+    widths[0] = max(widths[0], min(_LABEL, longest))
+    for number, columns in enumerate(_fitting(widths, console.width)):
+        # Names may come from users: brackets in them are no markup.
+        title = grid.title if number == 0 else f"{grid.title} (continued)"
+        table = Table(title=escape(title), title_justify="left")
+        for place in columns:
+            justify: Literal["left", "right"] = "right" if place else "left"
+            table.add_column(escape(grid.columns[place]), justify=justify)
+        for place, row in enumerate(grid.rows):
+            cells = (escape(row[column]) for column in columns)
+            table.add_row(*cells, style="bold" if place in grid.bold else None)
+        console.print(table)
+
+
+def _fitting(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Which columns go together: the first always, and of the others as many as ``width`` has room for."""
+    found, room = [[0]], 0
+    for place, wanted in enumerate(widths[1:], 1):
+        if place == 1 or (len(found[-1]) > 1 and wanted + _FRAME > room):
+            if place > 1:
+                found.append([0])
+            room = width - 1 - widths[0] - _FRAME
+        found[-1].append(place)
+        room -= wanted + _FRAME
+    return found
 
 
 def print_report(report: Report, console: Console) -> None:

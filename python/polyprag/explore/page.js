@@ -68,7 +68,7 @@ function showFound(found) {
   const without = found.without_route === null ? "(no base model here)" : found.without_route || "(nothing)";
   at("without-route").textContent = without;
   at("with-route").textContent = found.with_route === null
-    ? (found.documents.length ? without : "no document matches: the base model's own answer")
+    ? (found.documents.length || found.without_route === null ? without : "no document matches: the base model's own answer")
     : found.with_route || "(nothing)";
   const most = Math.max(1e-9, ...found.documents.map((document) => Math.abs(document.weight)));
   const combined = () => showRoute("The combined route", found.route);
@@ -94,7 +94,7 @@ async function ask(event) {
     const found = await reply.json();
     if (!reply.ok) throw new Error(found.error);
     showFound(found);
-    at("status").textContent = `${found.seconds.toFixed(1)} s, both answers`;
+    at("status").textContent = `${found.seconds.toFixed(found.seconds < 1 ? 3 : 1)} s`;
   } catch (error) {
     at("found").hidden = true;
     at("status").textContent = error.message;
