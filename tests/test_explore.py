@@ -221,15 +221,16 @@ def test_the_page_in_a_browser(server: Server, tmp_path: Path) -> None:
 
 def test_the_command_ends_at_ctrl_c(store: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "polyprag", "explore", store, "--no-answers", "--no-browser"],
+        [sys.executable, "-m", "polyprag", "explore", store, "--no-answers", "--no-browser", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
     )
     assert child.stdout is not None
-    line = child.stdout.readline()
-    assert re.match(r"http://127\.0\.0\.1:\d+/ shows ", line)
+    said = json.loads(child.stdout.readline())
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", said["url"])
+    assert (said["store"], said["answers"]) == (str(store), False)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")

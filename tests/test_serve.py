@@ -597,15 +597,17 @@ def test_the_command_reloads_on_sighup_and_finishes_on_sigterm(
     path = make_store(tmp_path / "mills.polyprag", DOCUMENTS, unrouted=1)
     command = [sys.executable, "-m", "polyprag", "serve", str(path), "--port", "0", "--poll", "0"]
     command += ["--model", str(model_folder), "--device", "cpu", "--dtype", "fp32", "--attention", "eager"]
-    command += ["--log-level", "warning"]
+    command += ["--log-level", "warning", "--json"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "POLYPRAG_API_KEY": "k"}
     )
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith(f"Serving {path} at http://127.0.0.1:")
-        port = int(line.rsplit(":", 1)[1].removesuffix("/v1\n"))
+        said = json.loads(process.stdout.readline())
+        address = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/v1", said["url"])
+        assert address is not None
+        assert said["store"] == str(path)
+        port = int(address[1])
         served = Served(alone, port, "k")
         assert ask(served.client(), QUESTIONS[2]).choices[0].message.content == alone.ask(QUESTIONS[2]).text
         add_routed(path, "island", 5)

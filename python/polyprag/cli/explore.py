@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import webbrowser
 from contextlib import ExitStack
 from typing import Annotated
@@ -9,10 +10,11 @@ from typing import Annotated
 import typer
 
 from polyprag._polyprag import Store
-from polyprag.cli.common import StorePath, err, say
+from polyprag.cli.common import AsJson, StorePath, err, print_json, say
 from polyprag.cli.corpus import Attention, Device, Dtype
 from polyprag.cli.model import AskModel
 from polyprag.errors import BaseModelMissing
+from polyprag.extras import remedied
 
 
 def explore(
@@ -28,6 +30,7 @@ def explore(
     device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Open a page on this machine: ask, and see documents, weights, experts, and both answers.
 
@@ -51,10 +54,15 @@ def explore(
             except (BaseModelMissing, ImportError) as error:
                 if model is not None:
                     raise
-                why = f"no answers: {' '.join(str(error).split())}"
+                reason = remedied(error) if isinstance(error, ImportError) else str(error)
+                why = f"no answers: {' '.join(reason.split())}"
                 say(f"Documents and routes alone; {why}", "yellow", err)
         server = stack.enter_context(open_server(Explorer(opened, engine, why), port))
-        say(f"{server.url} shows {store}; Ctrl-C ends it")
+        if as_json:
+            print_json({"url": server.url, "store": str(store), "answers": engine is not None})
+        else:
+            say(f"{server.url} shows {store}; Ctrl-C ends it")
+        sys.stdout.flush()  # whoever started this may be waiting for the line
         if browser:
             webbrowser.open(server.url)
         server.serve_forever()

@@ -377,6 +377,7 @@ def demo(
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Encode the sample corpus about an invented island and compare all systems on it; 10 minutes, 2 cores.
 
@@ -385,7 +386,10 @@ def demo(
     from polyprag.demo import run
 
     with Resumable("polyprag demo"):
-        run(folder, seed=seed, model=model, device=device, dtype=dtype, out=out, err=err)
+        told = err if as_json else out
+        report = run(folder, seed=seed, model=model, device=device, dtype=dtype, out=told, err=err)
+    if as_json:
+        print_json(report)
 
 
 def _recipe(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from polyprag.cli.common import StorePath, check_store, err, say
+from polyprag.cli.common import AsJson, StorePath, check_store, err, print_json, say
 from polyprag.cli.corpus import Attention, Device, Dtype
 from polyprag.cli.model import AskModel
 
@@ -72,6 +72,7 @@ def serve(
         bool, typer.Option(help="Serve although the weights of the base model differ from the store's.")
     ] = False,
     log_level: Annotated[str, typer.Option(help="`debug`, `info`, `warning` or `error`.")] = "info",
+    as_json: AsJson = False,
 ) -> None:
     """Serve a store over HTTP, as OpenAI's chat completions; `/health` and `/metrics` too.
 
@@ -102,7 +103,10 @@ def serve(
     )
 
     def ready(url: str) -> None:
-        say(f"Serving {store} at {url}")
+        if as_json:
+            print_json({"url": url, "store": str(store)})
+        else:
+            say(f"Serving {store} at {url}")
         sys.stdout.flush()  # whoever started this may be waiting for the line
 
     run(

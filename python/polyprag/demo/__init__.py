@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,9 +27,9 @@ EXAMPLE = "Where was Ilsabet Corrow born?"
 
 def run(
     folder: Path, *, seed: int, model: str | None, device: str, dtype: str, out: Console, err: Console
-) -> None:
+) -> dict[str, Any]:
     """Encode the sample corpus into ``folder/island.polyprag``, evaluate it in a fresh process, and write
-    ``folder/report.json``. A store of an earlier, finished run is replaced.
+    ``folder/report.json``. A store of an earlier, finished run is replaced. Returns the report.
 
     Raises:
         subprocess.CalledProcessError: the evaluation failed; it has said why.
@@ -57,7 +58,8 @@ def run(
     command += ["--seed", str(seed), "--device", device, "--dtype", dtype]
     if model is not None:
         command += ["--model", model]
-    subprocess.run(command, check=True)  # noqa: S603 - our own interpreter, module and paths
+    # What the process prints goes where the rest does.
+    subprocess.run(command, check=True, stdout=2 if out.stderr else None)  # noqa: S603 - our own interpreter, module and paths
     ended = time.monotonic()
 
     content = json.loads(report.read_text(encoding="utf-8"))
@@ -70,3 +72,4 @@ def run(
     write_atomic(report, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     out.print(f"{ended - started:.0f} s in all; everything is in {report}", highlight=False)
     out.print(f'\nNext: polyprag ask {store} "{EXAMPLE}"', style="bold", highlight=False)
+    return dict(content)
