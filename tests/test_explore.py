@@ -219,6 +219,15 @@ def test_the_page_in_a_browser(server: Server, tmp_path: Path) -> None:
     assert 'hidden=""' not in page, "the answer is shown"
 
 
+def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(
+    server: Server, store: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "polyprag.engine", None)
+    code, _, err = run("explore", store, "--port", str(server.server_port), "--no-browser")
+    assert code == 1
+    assert err.startswith(f"Error: 127.0.0.1:{server.server_port}: ")
+
+
 def test_the_command_ends_at_ctrl_c(store: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "polyprag", "explore", store, "--no-answers", "--no-browser", "--json"],

@@ -45,6 +45,8 @@ def explore(
     with ExitStack() as stack:
         opened = stack.enter_context(Store.open(store))
         engine, why = None, None if answers else "answers are off (--no-answers)"
+        # Before a model is loaded, so that a port that is taken is told at once.
+        server = stack.enter_context(open_server(Explorer(opened, None, why), port))
         if answers:
             try:
                 from polyprag.engine import Engine
@@ -57,7 +59,7 @@ def explore(
                 reason = remedied(error) if isinstance(error, ImportError) else str(error)
                 why = f"no answers: {' '.join(reason.split())}"
                 say(f"Documents and routes alone; {why}", "yellow", err)
-        server = stack.enter_context(open_server(Explorer(opened, engine, why), port))
+        server.explorer = Explorer(opened, engine, why)
         if as_json:
             print_json({"url": server.url, "store": str(store), "answers": engine is not None})
         else:

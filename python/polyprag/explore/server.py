@@ -140,7 +140,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, explorer: Explorer, port: int) -> None:
-        super().__init__((HOST, port), _Handler)
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{HOST}:{port}") from error
         self.explorer = explorer
 
     @property

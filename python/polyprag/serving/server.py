@@ -53,7 +53,10 @@ def serve(
     with socket.socket(family) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Before a model is loaded, so that an address that is in use is told at once.
-        listening.bind((host, port))
+        try:
+            listening.bind((host, port))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{host}:{port}") from error
         shown = f"[{host}]" if family == socket.AF_INET6 else host
         url = f"http://{shown}:{listening.getsockname()[1]}/v1"
         opening = Engine.open(
