@@ -1,4 +1,4 @@
-"""Draw what the benches of the store wrote: docs/images/store.svg.
+"""Draw what the benches wrote: docs/images/store.svg, and docs/images/popqa.svg of the answers.
 
 pip install matplotlib
 python benches/plot.py
@@ -15,24 +15,76 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
+from polyprag.evaluation.statistics import bootstrap_mean
+
 RESULTS = Path(__file__).resolve().parent / "results"
-IMAGE = RESULTS.parent.parent / "docs" / "images" / "store.svg"
+IMAGES = RESULTS.parent.parent / "docs" / "images"
 IDS = {"u64": "0, 1, 2 …", "wiki": "wiki-000000001 …", "mixed": "random u64", "uuid": "UUID"}
 
 
+# Rows of evaluate.jsonl: (system, row, documents), their names, and which bytes are each document's own.
+ANSWERS = {
+    ("base", "closed_book", 300): ("closed book", ()),
+    ("base", "rag", 300): ("RAG, passage in the prompt", ("documents", "bm25")),
+    ("prag", "own_route", 100): ("PRAG, one LoRA a document", ("experts",)),
+    ("prag", "bm25_route_k3", 100): ("PRAG, BM25, k = 3", ("experts", "bm25")),
+    ("polyprag", "own_route", 300): ("polyprag, own route", ("routes",)),
+    ("polyprag", "bm25_route_k3", 300): ("polyprag, BM25, k = 3", ("routes", "bm25")),
+    ("polyprag", "wrong_route", 300): ("polyprag, wrong route", ("routes",)),
+    ("polyprag", "uniform_route", 300): ("polyprag, uniform route", ()),
+}
+
+
 def main() -> None:
-    scale = json.loads((RESULTS / "store_scale.json").read_text(encoding="utf-8"))["results"]
-    peers = json.loads((RESULTS / "store_peers.json").read_text(encoding="utf-8"))["results"]
     mpl.rcParams.update({"font.size": 9, "svg.hashsalt": "polyprag", "axes.spines.right": False})
     mpl.rcParams.update({"axes.spines.top": False, "svg.fonttype": "none"})
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    stores().savefig(IMAGES / "store.svg", metadata={"Date": None})
+    answers().savefig(IMAGES / "popqa.svg", metadata={"Date": None})
+
+
+def stores() -> Any:
+    scale = json.loads((RESULTS / "store_scale.json").read_text(encoding="utf-8"))["results"]
+    peers = json.loads((RESULTS / "store_peers.json").read_text(encoding="utf-8"))["results"]
     figure, panels = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
     lines(panels[0, 0], scale, lambda r: r["documents_per_s"] / 1e6, "documents a second, million", 0)
     lines(panels[0, 1], scale, lambda r: r["open_ms"], "open, ms", 0)
     lines(panels[1, 0], scale, lambda r: r["routes_us"], "weights of 10 documents, µs", 0)
     panels[0, 0].legend(frameon=False)
     bars(panels[1, 1], peers)
-    IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGE, metadata={"Date": None})
+    return figure
+
+
+def answers() -> Any:
+    """F1 of each system on the questions that all were asked, its 95% interval, and the bytes it needs."""
+    rows = [
+        json.loads(line) for line in (RESULTS / "evaluate.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    usual = [
+        r for r in rows if r["data"] == "popqa" and r["seed"] == 0 and not r["added"] and not r["variant"]
+    ]
+    named = {
+        (r["system"], r["row"], r["documents"]): r for r in usual if not r["set"] or r["system"] == "prag"
+    }
+    shown = [(name, parts, named[key]) for key, (name, parts) in ANSWERS.items() if key in named]
+    asked = [q for q in shown[0][2]["f1_by_question"] if all(q in r["f1_by_question"] for _, _, r in shown)]
+    figure, panel = plt.subplots(figsize=(9, 0.36 * len(shown) + 0.8), layout="constrained")
+    for place, (_name, parts, row) in enumerate(shown):
+        f1 = bootstrap_mean([row["f1_by_question"][q] for q in asked])
+        colour = "C0" if row["system"] == "polyprag" else "0.45"
+        panel.hlines(place, f1.low, f1.high, color=colour)
+        panel.plot(f1.mean, place, "o", color=colour, markersize=5)
+        size = sum(row["footprint"]["parts"][p]["bytes_per_document"] for p in parts)
+        text = f"{f1.mean:.3f}" + (f"   {size:,.0f} bytes a document" if parts else "")
+        panel.text(f1.high + 0.015, place, text, va="center")
+    panel.set_yticks(range(len(shown)), [name for name, _, _ in shown])
+    panel.set(
+        xlabel=f"F1, the same {len(asked)} questions of PopQA",
+        xlim=(0, 1.3),
+        xticks=[0, 0.2, 0.4, 0.6, 0.8, 1],
+    )
+    panel.invert_yaxis()
+    return figure
 
 
 def lines(panel: Any, rows: list[dict[str, Any]], of: Any, label: str, bottom: float) -> None:

@@ -46,8 +46,8 @@ def main() -> None:
     documents = 8 if given.quick else 64
     base = load_base_model(given.model, dtype="fp32")
     samples = make_samples(documents)
-    batches = Order(samples, BATCH, 0)
-    ours = [[samples[i] for i in batches.batch(step)] for step in range(batches.batches_an_epoch)]
+    batches = Order(samples, BATCH, 0, epochs=1)
+    ours = [[samples[i] for i in batches.batch(step)] for step in range(batches.steps)]
     results: list[dict[str, Any]] = []
 
     def measure(name: str, work: Callable[[], float], count: int, **more: Any) -> float:

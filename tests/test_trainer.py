@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from polyprag._polyprag import Document
 from polyprag.augment import Augmentation, Pair
+from polyprag.batches import Order
 from polyprag.errors import CheckpointMismatch, InvalidInput
 from polyprag.layers import RoutedModel
 from polyprag.models import BaseModel
@@ -583,21 +585,35 @@ def test_samples_end_where_asking_ends_and_begin_there(tiny_base: BaseModel) -> 
     assert {s.document for s in samples} == {0}
 
 
-@pytest.mark.parametrize(
-    ("share", "expected"), [(0.25, [3, 7]), (0, []), (1.5, [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 7])]
-)
-def test_a_share_of_the_documents_gives_its_passage(
-    tiny_base: BaseModel, share: float, expected: list[int]
-) -> None:
+@pytest.mark.parametrize(("share", "times"), [(0.25, 1), (0, 0), (0.5, 2), (1, 4), (1.5, 6)])
+def test_documents_take_turns_to_give_their_passage(tiny_base: BaseModel, share: float, times: int) -> None:
     documents = [Document(i, f"Ost {i} is old.") for i in range(8)]
     pairs = (Pair("How is Ost?", "old"), Pair("What is old?", "Ost"))
     written = [Augmentation(i, pairs) for i in range(8)]
     samples = build_samples(documents, written, tiny_base.tokenizer, SampleSettings(with_passage=share))
-    texts = [(s.document, str(tiny_base.tokenizer.decode(s.ids))) for s in samples]
-    assert [document for document, text in texts if text.startswith("Ost")] == expected
-    assert sum(text.startswith("Question") for _, text in texts) == 16
+    passages = {i for i, s in enumerate(samples) if str(tiny_base.tokenizer.decode(s.ids)).startswith("Ost")}
+    order = Order(samples, batch_size=3, seed=1, epochs=4)
+    drawn = Counter(i for step in range(order.steps) for i in order.batch(step))
+    assert {drawn[i] for i in range(len(samples)) if i not in passages} == {4}, "every pair in every epoch"
+    assert [sum(drawn[i] for i in passages if samples[i].document == d) for d in range(8)] == [times] * 8
+    an_epoch = Counter(i for step in range(order.steps // 4) for i in order.batch(step))
+    assert sum(an_epoch[i] for i in passages) == 8 * share, "as many in one epoch as in another"
     with pytest.raises(InvalidInput, match="with_passage is a number of at least 0"):
         SampleSettings(with_passage=-1)
+
+
+def test_a_run_whose_epochs_differ_goes_on_to_the_same_bits(tiny_base: BaseModel, tmp_path: Path) -> None:
+    samples = [replace(s, share=(0.5, 1.0)[i % 2]) for i, s in enumerate(facts(tiny_base))]
+    settings = replace(SMALL, batch_size=4)
+    whole = train(tiny_base, samples, 4, settings)
+    assert len(whole.losses) == 3 * 2, "6 of 8 samples an epoch"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_base, samples, 4, settings, checkpoint=tmp_path / "c.pt", progress=stop_after(3))
+    assert same(train(tiny_base, samples, 4, settings, checkpoint=tmp_path / "c.pt"), whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_base, samples, 4, settings, checkpoint=tmp_path / "d.pt", progress=stop_after(3))
+    with pytest.raises(CheckpointMismatch):
+        train(tiny_base, facts(tiny_base), 4, settings, checkpoint=tmp_path / "d.pt")
 
 
 def test_a_document_without_pairs_gives_its_passage_and_one_without_text_nothing(

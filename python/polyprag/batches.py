@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,23 +19,28 @@ from polyprag.samples import Sample
 
 
 class Order:
-    """The batches of every epoch, as numbers of samples."""
+    """The batches of every epoch, as numbers of samples; ``steps`` in all."""
 
-    def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int) -> None:
+    def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int, epochs: int) -> None:
         self._samples, self._batch_size, self._seed = samples, batch_size, seed
-        self.batches_an_epoch = math.ceil(len(samples) / batch_size)
+        sizes = [math.ceil(sum(s.in_epoch(epoch) for s in samples) / batch_size) for epoch in range(epochs)]
+        self._starts = list(accumulate(sizes, initial=0))
         self._epoch: tuple[int, list[list[int]]] | None = None
 
+    @property
+    def steps(self) -> int:
+        return self._starts[-1]
+
     def batch(self, step: int) -> list[int]:
-        epoch, number = divmod(step, self.batches_an_epoch)
+        epoch = bisect_right(self._starts, step) - 1
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._batches(epoch))
-        return self._epoch[1][number]
+        return self._epoch[1][step - self._starts[epoch]]
 
     def _batches(self, epoch: int) -> list[list[int]]:
         """Samples of like length together, for little padding, and the batches in random order."""
         rng = random.Random(f"{self._seed}/{epoch}")
-        order = list(range(len(self._samples)))
+        order = [i for i, sample in enumerate(self._samples) if sample.in_epoch(epoch)]
         rng.shuffle(order)
         # Sorted in coarse steps of length: a stable sort keeps the shuffle inside a step.
         order.sort(key=lambda i: len(self._samples[i].ids) // 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -22,8 +22,8 @@ class SampleSettings:
     """Which samples a document gives.
 
     ``with_passage``: how many of its pairs come once more behind the passage (the first behind the passage
-    itself, the second behind its rewrite, and so on in turn), on average: 0.25 is one pair of every fourth
-    document. Every pair comes without.
+    itself, the second behind its rewrite, and so on in turn). Of a fraction the documents take turns: 0.25 is
+    one pair in every fourth epoch. Every pair comes without.
     """
 
     with_passage: float = 1.0
@@ -34,18 +34,23 @@ class SampleSettings:
         if not (math.isfinite(self.with_passage) and self.with_passage >= 0):
             raise InvalidInput(f"with_passage is a number of at least 0, not {self.with_passage}")
 
-    def behind_passage(self, document: int) -> int:
-        """How many pairs of document number ``document`` come behind its passage."""
-        return math.floor((document + 1) * self.with_passage) - math.floor(document * self.with_passage)
-
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids under one document's route; the loss counts from ``loss_from`` on."""
+    """Token ids under one document's route; the loss counts from ``loss_from`` on.
+
+    ``share``: of the epochs that it is trained in, above 0; the documents take turns.
+    """
 
     document: int
     ids: tuple[int, ...]
     loss_from: int
+    share: float = 1.0
+
+    def in_epoch(self, epoch: int) -> bool:
+        """Whether it is trained in epoch number ``epoch``."""
+        turn = self.document + epoch
+        return math.floor((turn + 1) * self.share) > math.floor(turn * self.share)
 
 
 def build_samples(
@@ -65,11 +70,10 @@ def build_samples(
         if augmentation.rewrite:
             passages.append(passage_text(document.title, augmentation.rewrite))
         passages = [_truncate(tokenizer, p, settings.passage_tokens) for p in passages]
-        for number, pair in enumerate(augmentation.pairs[: settings.behind_passage(row)]):
-            passage = passages[number % len(passages)]
-            samples.append(
-                _sample(tokenizer, row, question_prompt(pair.question, [passage]), pair.answer, settings)
-            )
+        for number, pair in enumerate(augmentation.pairs[: math.ceil(settings.with_passage)]):
+            prompt = question_prompt(pair.question, [passages[number % len(passages)]])
+            sample = _sample(tokenizer, row, prompt, pair.answer, settings)
+            samples.append(replace(sample, share=min(settings.with_passage - number, 1.0)))
         if not augmentation.pairs:
             samples.append(_sample(tokenizer, row, "", passages[0], settings))
         samples += [

@@ -147,8 +147,8 @@ class _Run:
         self.settings, self.frozen, self.checkpoint = settings, frozen, checkpoint
         self.world = World.current()
         self.key = _key(base, samples, documents, settings, frozen)
-        self.order = Order(samples, settings.batch_size, settings.seed)
-        self.steps = self.order.batches_an_epoch * settings.epochs
+        self.order = Order(samples, settings.batch_size, settings.seed, settings.epochs)
+        self.steps = self.order.steps
         self.step = 0
         self.losses: list[float] = []
         self.scale = _LossScale(base.model.dtype == torch.float16)
@@ -500,7 +500,7 @@ def _key(
     model = [fingerprint(base), str(base.model.dtype)]
     digest.update(json.dumps([model, documents, recipe], sort_keys=True).encode())
     for sample in samples:
-        digest.update(repr((sample.document, sample.ids, sample.loss_from)).encode())
+        digest.update(repr((sample.document, sample.ids, sample.loss_from, sample.share)).encode())
     if frozen is not None:
         for array in (
             *(frozen.experts[name] for name in sorted(frozen.experts)),
