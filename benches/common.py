@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,12 @@ def in_child(script: str, *words: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def memory(field: str) -> int:
-    """A line of /proc/self/status in bytes: VmHWM is the peak, VmRSS what is resident now."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+def memory(field: str, process: int | str = "self") -> int:
+    """A line of /proc/PROCESS/status in bytes: VmHWM is the peak, VmRSS what is resident now."""
+    for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}: these benches need Linux")
+    raise SystemExit(f"/proc/{process}/status has no {field}: these benches need Linux")
 
 
 def seconds(work: Callable[[], object], rounds: int) -> list[float]:
@@ -110,6 +110,18 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
     }
+
+
+def kept(path: Path | None, parts: Collection[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows and ratios of other parts that the file has: a bench of parts may be run in pieces.
+
+    A ratio's name begins with that of its part.
+    """
+    if path is None or not path.exists():
+        return [], {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in found["results"] if row["part"] not in parts]
+    return rows, {k: v for k, v in found["ratios"].items() if not k.startswith(tuple(parts))}
 
 
 def report(path: Path | None, results: list[dict[str, Any]], ratios: dict[str, float]) -> None:

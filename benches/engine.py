@@ -4,13 +4,14 @@
     python benches/engine.py --json benches/results/engine.json      (about forty minutes on two cores)
     python benches/engine.py --quick
 
-One base model, one machine, one run, in these parts (``--parts`` chooses):
+One base model, one machine, in these parts (``--parts`` chooses; a part that is run again takes the place
+of its figures in the file):
 
 - overhead: from retrieved ids to a model that is ready to generate, k = 3, for 1 to 1,000 questions: the
   combined route and its gates, against PRAG's published way: three LoRAs loaded from disk, ``cat``, unloaded;
 - tokens: a step of decoding and a prompt, under one route a row (gates), one merged route, PEFT's Poly with
   the same K and r, and PRAG's combined LoRA, each beside the bare model in every round;
-- compiled: the same step with a static cache and torch.compile, bare and with gates (not with --quick);
+- compiled: the same with a static cache and torch.compile, bare and with gates (not with --quick);
 - rag: k = 3 passages in the prompt against the route of the same documents: time to the first token, time of
   all tokens, peak memory; each in a process of its own;
 - throughput: whole answers by batches, every row under its own route;
@@ -26,6 +27,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import random
 import statistics
 import sys
 import tempfile
@@ -33,6 +36,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +45,7 @@ import numpy as np
 import torch
 
 from bm25 import DATA, read_passages, read_questions
-from common import EXPERTS, RANK, arguments, in_child, median, memory, report, seconds
+from common import EXPERTS, RANK, arguments, in_child, kept, median, memory, report, seconds
 from polyprag import Document, Engine, Module, Store, StoreSpec
 from polyprag.generation import GenerationSettings, Spent
 from polyprag.layers import find_targets
@@ -51,6 +55,7 @@ K = 3
 CODE = 128
 CONTEXT = 64  # tokens before the steps of decoding
 PARTS = ("overhead", "tokens", "compiled", "rag", "throughput", "retrieve", "growth", "profile")
+SETTING = "setting"
 
 
 class Bench:
@@ -69,6 +74,15 @@ class Bench:
         self.passages = read_passages(options.data) if real else []
         self.questions = read_questions(options.data, 400) if real else []
         self.path = make_store(work / "store", self.base, 10_000, self.passages)
+        self.setting = {
+            "model": self.base.name,
+            "dtype": str(self.base.model.dtype),
+            "device": str(self.base.device),
+            "attention": self.base.model.config._attn_implementation,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "quick": self.quick,
+        }
 
     def note(self, part: str, **row: Any) -> None:
         rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
@@ -97,29 +111,39 @@ def main() -> None:
     parts = options.parts or [p for p in PARTS if not (options.quick and p == "compiled")]
     with tempfile.TemporaryDirectory(prefix="polyprag-engine-", dir=options.work) as folder:
         bench = Bench(options, Path(folder))
+        setting = {"part": SETTING, **bench.setting}
         for part in parts:
             if part in ("rag", "retrieve") and not bench.passages:
                 print(f"{part}: no passages under {options.data}, left out", file=sys.stderr)
                 continue
+            bench.results, bench.ratios = [], {}
+            started, load = time.perf_counter(), os.getloadavg()[0]
             globals()[part](bench)
-        bench.note(
-            "setting",
-            model=bench.base.name,
-            dtype=str(bench.base.model.dtype),
-            device=str(bench.base.device),
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
-        )
-    report(options.json, bench.results, {name: round(ratio, 3) for name, ratio in bench.ratios.items()})
+            bench.note(part, seconds=time.perf_counter() - started, load_before=load)
+            # After every part, so that none is lost with a later one.
+            rows, ratios = kept(options.json, [part])
+            if any(row["part"] == SETTING and row != setting for row in rows):
+                raise SystemExit(f"{options.json} has figures of another setting: name another file")
+            rows = [row for row in rows if row["part"] != SETTING] + bench.results
+            rows.sort(key=lambda row: PARTS.index(row["part"]))
+            ratios |= {name: round(ratio, 3) for name, ratio in bench.ratios.items()}
+            report(options.json, [setting, *rows], ratios)
 
 
 # --- stores --------------------------------------------------------------------------------------------
 
 
 def make_store(
-    path: Path, base: BaseModel, documents: int, passages: Sequence[tuple[int, str, str]] = ()
+    path: Path,
+    base: BaseModel,
+    documents: int,
+    passages: Sequence[tuple[int, str, str]] = (),
+    strength: float = 1.0,
 ) -> Path:
-    """A store for the model, with generated experts and codes, and the texts of passages if there are any."""
+    """A store for the model, with generated experts and codes, and the texts of passages if there are any.
+
+    Its routes change next to nothing in what the model says, unless ``strength`` is much above 1.
+    """
     draw = np.random.default_rng(1)
     modules = [Module(m.name, m.in_features, m.out_features, m.group) for m in find_targets(base.model)]
     spec = StoreSpec(
@@ -136,7 +160,7 @@ def make_store(
     for m in modules:
         a = draw.standard_normal((EXPERTS, RANK, m.in_features), dtype=np.float32) / 30
         experts[f"{m.name}.A"] = a.astype(np.float16)
-        b = draw.standard_normal((m.out_features, EXPERTS, RANK), dtype=np.float32) / 1000
+        b = draw.standard_normal((m.out_features, EXPERTS, RANK), dtype=np.float32) * (strength / 1000)
         experts[f"{m.name}.B"] = b.astype(np.float16)
     logits = spec.groups * EXPERTS
     V = draw.standard_normal((logits, CODE), dtype=np.float32) / CODE**0.5 / EXPERTS
@@ -164,8 +188,9 @@ def ids(store: Store, draw: np.random.Generator) -> list[str | int]:
 def overhead(bench: Bench) -> None:
     """From retrieved ids to a model that is ready to generate."""
     counts = (1, 10, 100, 1_000)
-    mine: dict[int, float] = {}
+    started = time.perf_counter()
     with Engine.open(bench.path, bench.base) as engine:
+        bench.note("overhead", system="polyprag", stage="opening, once", ms=1e3 * elapsed(started))
         layer = next(iter(engine.routed.layers.values()))
         like = layer.A.detach()
         asked = [ids(engine.store, bench.draw) for _ in range(max(counts))]
@@ -182,30 +207,37 @@ def overhead(bench: Bench) -> None:
             stages["gates"] += time.perf_counter() - combined
 
         ready(asked[0])
-        for count in counts:
-            started = time.perf_counter()
-            for found in asked[:count]:
-                ready(found)
-            mine[count] = time.perf_counter() - started
-            bench.note(
-                "overhead", system="polyprag", questions=count, ms_a_question=1e3 * mine[count] / count
-            )
+        mine = marks(counts, lambda number: ready(asked[number]))
         whole = sum(stages.values())
         for name, taken in stages.items():
             bench.note("overhead", system="polyprag", stage=name, share=taken / whole)
     with prag_adapters(bench) as load:
-        for count in (1, 10) if bench.quick else counts:
-            started = time.perf_counter()
-            for number in range(count):
-                with load(number):
-                    pass
-            theirs = time.perf_counter() - started
-            bench.note(
-                "overhead", system="PRAG with PEFT", questions=count, ms_a_question=1e3 * theirs / count
-            )
-            bench.ratios[f"overhead of {count:,} questions, PRAG with PEFT over polyprag"] = (
-                theirs / mine[count]
-            )
+
+        def theirs_ready(number: int) -> None:
+            with load(number):
+                pass
+
+        theirs = marks((1, 10) if bench.quick else counts, theirs_ready)
+    for system, taken in (("polyprag", mine), ("PRAG with PEFT", theirs)):
+        for count, whole in taken.items():
+            bench.note("overhead", system=system, questions=count, ms_a_question=1e3 * whole / count)
+    for count, whole in theirs.items():
+        bench.ratios[f"overhead of {count:,} questions, PRAG with PEFT over polyprag"] = whole / mine[count]
+
+
+def marks(counts: Sequence[int], work: Callable[[int], object]) -> dict[int, float]:
+    """Seconds from the beginning until so many questions were worked on."""
+    taken = {}
+    started = time.perf_counter()
+    for number in range(max(counts)):
+        work(number)
+        if number + 1 in counts:
+            taken[number + 1] = elapsed(started)
+    return taken
+
+
+def elapsed(since: float) -> float:
+    return time.perf_counter() - since
 
 
 @contextmanager
@@ -251,29 +283,32 @@ def prag_adapters(bench: Bench) -> Iterator[Callable[[int], Any]]:
 # --- tokens --------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Way:
+    """A model, and how it is called."""
+
+    model: Any
+    route: Callable[[], Any] = nullcontext
+    more: dict[str, Any] = field(default_factory=dict)
+    cache: Callable[[], Any] | None = None
+
+
 def tokens(bench: Bench) -> None:
     """A step of decoding, and a prompt of CONTEXT tokens a row: bare, gates, merged, Poly, PRAG's LoRA."""
-    rounds, steps = (5, 3) if bench.quick else (21, 8)
-    for batch in (1, 8) if bench.quick else (1, 8, 32):
-        taken: dict[str, list[tuple[float, float]]] = {}
+    untouched = copy.deepcopy(bench.base.model)
+    for batch, rounds, steps in (
+        ((1, 3, 3), (8, 2, 2)) if bench.quick else ((1, 15, 8), (8, 7, 8), (32, 4, 4))
+    ):
         with Engine.open(bench.path, bench.base) as engine, other_tuners(bench, batch) as others:
             several = bench.routes(batch).to(bench.base.device)
             merged = engine.routed.merge(several[0])
-            ways: dict[str, Callable[[], Any]] = {
-                "bare": nullcontext,
-                "gates": partial(engine.routed.route, several),
-                "merged": partial(engine.routed.route, merged),
+            ways = {
+                "bare": Way(untouched),
+                "gates": Way(bench.base.model, partial(engine.routed.route, several)),
+                "merged": Way(bench.base.model, partial(engine.routed.route, merged)),
+                **others,
             }
-            for number in range(rounds + 1):
-                for name, way in ways.items():
-                    with way():
-                        times = decode(bench.base.model, batch, steps)
-                    taken.setdefault(name, []).append(times)
-                for name, (model, more) in others.items():
-                    taken.setdefault(name, []).append(decode(model, batch, steps, **more))
-                if number == 0:
-                    taken.clear()
-        compare_tokens(bench, "tokens", batch, taken)
+            take_turns(bench, "tokens", ways, batch, rounds, steps)
     with Engine.open(bench.path, bench.base) as engine:
         found = engine.forms.costs
         bench.note(
@@ -285,33 +320,83 @@ def tokens(bench: Bench) -> None:
         )
 
 
-def compare_tokens(
-    bench: Bench, part: str, batch: int, taken: dict[str, list[tuple[float, float]]], bare: str = "bare"
-) -> None:
-    for name, times in taken.items():
-        prompt, step = (statistics.median(t[i] for t in times) for i in (0, 1))
-        # Each beside the bare model of the same round, so that what else the machine does falls on both.
-        over = [
-            statistics.median(t[i] / b[i] for t, b in zip(times, taken[bare], strict=True)) for i in (0, 1)
-        ]
+def take_turns(bench: Bench, part: str, ways: dict[str, Way], batch: int, rounds: int, steps: int) -> None:
+    """Prompts, and steps of decoding after each, of all ways in turn.
+
+    Each is compared with the first one's prompt or step of the same turn, so that what else the machine does
+    falls on both.
+    """
+    prompts: dict[str, list[float]] = {name: [] for name in ways}
+    decoded: dict[str, list[float]] = {name: [] for name in ways}
+    names, order = list(ways), random.Random(0)
+    for number in range(rounds + 1):
+        runs = {name: Run(way, batch, steps) for name, way in ways.items()}
+        for turn in range(steps + 1):
+            order.shuffle(names)  # so that none always finds what the same other one has left in caches
+            for name in names:
+                taken = runs[name].next()
+                if number:  # in the first round all is warmed up
+                    (decoded if turn else prompts)[name].append(taken)
+    (bare, *_) = ways
+    for name in ways:
+        over = {}
+        for what, times in (("prompt", prompts), ("step", decoded)):
+            over[what] = statistics.median(a / b for a, b in zip(times[name], times[bare], strict=True))
+        step = statistics.median(decoded[name])
         bench.note(
             part,
             system=name,
             batch=batch,
             step_ms=1e3 * step,
-            prompt_ms=1e3 * prompt,
+            prompt_ms=1e3 * statistics.median(prompts[name]),
             tokens_a_second=batch / step,
-            step_over_bare=over[1],
-            prompt_over_bare=over[0],
+            step_over_bare=over["step"],
+            prompt_over_bare=over["prompt"],
+            steps=len(decoded[name]),
+            prompts=len(prompts[name]),
         )
         if name != bare:
-            bench.ratios[f"{part}: step of {name}, batch {batch}, over {bare}"] = over[1]
-            bench.ratios[f"{part}: prompt of {name}, batch {batch}, over {bare}"] = over[0]
+            for what, ratio in over.items():
+                bench.ratios[f"{part}: {what} of {name}, batch {batch}, over {bare}"] = ratio
+
+
+class Run:
+    """A prompt of CONTEXT tokens in every row, and then steps of decoding."""
+
+    def __init__(self, way: Way, batch: int, steps: int) -> None:
+        from transformers import DynamicCache
+
+        self.way = way
+        self.device = next(way.model.parameters()).device
+        draw = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(100, 1000, (batch, CONTEXT), generator=draw).to(self.device)
+        self.cache = DynamicCache(config=way.model.config) if way.cache is None else way.cache()
+        self.places = torch.arange(CONTEXT + steps, device=self.device).unsqueeze(0)
+        self.begin = 0
+
+    def next(self) -> float:
+        """Seconds of the prompt, at the first call, or of a step."""
+        ids = self.ids[:, : CONTEXT if self.begin == 0 else 1]
+        places = self.places[:, self.begin : self.begin + ids.shape[1]]
+        self.begin += ids.shape[1]
+        with self.way.route():
+            started = time.perf_counter()
+            self.way.model(
+                input_ids=ids,
+                position_ids=places,
+                cache=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self.way.more,
+            )
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - started
 
 
 @contextmanager
-def other_tuners(bench: Bench, batch: int) -> Iterator[dict[str, tuple[Any, dict[str, Any]]]]:
-    """PEFT's Poly of the same K and r, and PRAG's combination of three LoRAs: (model, arguments)."""
+def other_tuners(bench: Bench, batch: int) -> Iterator[dict[str, Way]]:
+    """PEFT's Poly of the same K and r, and PRAG's combination of three LoRAs."""
     from peft import LoraConfig, PolyConfig, get_peft_model
 
     targets = [m.name for m in find_targets(bench.bare)]
@@ -324,67 +409,34 @@ def other_tuners(bench: Bench, batch: int) -> Iterator[dict[str, tuple[Any, dict
     lora: Any = get_peft_model(bench.bare, lora_config).eval()
     try:
         yield {
-            "PEFT Poly": (poly, {"task_ids": torch.arange(batch, device=bench.base.device)}),
-            "PRAG's LoRA with PEFT": (lora, {}),
+            "PEFT Poly": Way(poly, more={"task_ids": torch.arange(batch, device=bench.base.device)}),
+            "PRAG's LoRA with PEFT": Way(lora),
         }
     finally:
         lora.unload()
-
-
-def decode(model: Any, batch: int, steps: int, cache: Any = None, **more: Any) -> tuple[float, float]:
-    """Seconds of a prompt, and the median of some steps of decoding after it."""
-    from transformers import DynamicCache
-
-    device = next(model.parameters()).device
-    draw = torch.Generator().manual_seed(0)
-    prompt = torch.randint(100, 1000, (batch, CONTEXT), generator=draw).to(device)
-    cache = DynamicCache(config=model.config) if cache is None else cache
-    place = torch.arange(CONTEXT + steps, device=device).unsqueeze(0)
-
-    def forward(ids: torch.Tensor, begin: int) -> float:
-        started = time.perf_counter()
-        model(
-            input_ids=ids,
-            position_ids=place[:, begin : begin + ids.shape[1]],
-            cache=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **more,
-        )
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    first = forward(prompt, 0)
-    return first, statistics.median(forward(prompt[:, :1], CONTEXT + i) for i in range(steps))
 
 
 def compiled(bench: Bench) -> None:
     """With a static cache, every step one graph: the bare model, and with gates."""
     from transformers import StaticCache
 
-    rounds, steps = (3, 3) if bench.quick else (21, 8)
-    model: Any = bench.base.model
-    run = torch.compile(model, dynamic=False)
-    for batch in (1, 8):
+    untouched: Any = copy.deepcopy(bench.base.model)
+    cache = partial(StaticCache, config=untouched.config, max_cache_len=CONTEXT + 16)
+    for batch, rounds, steps in ((1, 2, 3),) if bench.quick else ((1, 15, 8), (8, 7, 8)):
         torch.compiler.reset()
         several = bench.routes(batch).to(bench.base.device)
-
-        def one(way: Any, batch: int = batch) -> tuple[float, float]:
-            cache = StaticCache(config=model.config, max_cache_len=CONTEXT + 16)
-            with way:
-                return decode(run, batch, steps, cache=cache)
-
-        taken: dict[str, list[tuple[float, float]]] = {}
         with Engine.open(bench.path, bench.base) as engine:
-            started = time.perf_counter()
-            for number in range(rounds + 1):
-                taken.setdefault("compiled bare", []).append(one(nullcontext()))
-                taken.setdefault("compiled gates", []).append(one(engine.routed.route(several)))
-                if number == 0:
-                    bench.note("compiled", batch=batch, compile_s=time.perf_counter() - started)
-                    taken.clear()
-        compare_tokens(bench, "compiled", batch, taken, "compiled bare")
+            route = partial(engine.routed.route, several)
+            bare, gates = (
+                torch.compile(model, dynamic=False, fullgraph=True) for model in (untouched, bench.base.model)
+            )
+            ways = {
+                "compiled bare": Way(bare, cache=cache),
+                "compiled gates": Way(gates, route, cache=cache),
+                "bare": Way(untouched),
+                "gates": Way(bench.base.model, route),
+            }
+            take_turns(bench, "compiled", ways, batch, rounds, steps)
 
 
 # --- rag -----------------------------------------------------------------------------------------------
@@ -392,7 +444,7 @@ def compiled(bench: Bench) -> None:
 
 def rag(bench: Bench) -> None:
     """Passages in the prompt against their documents' route, each in a process of its own."""
-    count, limit = (4, 8) if bench.quick else (40, 32)
+    count, limit = (4, 8) if bench.quick else (30, 32)
     found = {}
     questions = bench.work / "questions.json"
     questions.write_text(json.dumps(bench.questions[:count]), encoding="utf-8")
@@ -464,7 +516,7 @@ def peak_memory(base: BaseModel) -> int:
 def throughput(bench: Bench) -> None:
     """Whole calls of the engine, prompt and new tokens, by batch; every row under a route of its own."""
     limit = 8 if bench.quick else 32
-    rounds = 1 if bench.quick else 5
+    rounds = 1 if bench.quick else 4
     bench.base.model.generation_config.eos_token_id, ends = (
         None,
         bench.base.model.generation_config.eos_token_id,
@@ -575,11 +627,16 @@ def profile(bench: Bench) -> None:
 
     with Engine.open(bench.path, bench.base) as engine:
         route = bench.routes(1).to(bench.base.device)
-        for name, way in (("bare", nullcontext()), ("gates", engine.routed.route(route))):
-            with way:
-                decode(bench.base.model, 1, 2)
-                with watch(activities=[ProfilerActivity.CPU]) as seen:
-                    decode(bench.base.model, 1, 8)
+        for name, way in (
+            ("bare", Way(bench.base.model)),
+            ("gates", Way(bench.base.model, partial(engine.routed.route, route))),
+        ):
+            run = Run(way, 1, 10)
+            run.next()
+            run.next()
+            with watch(activities=[ProfilerActivity.CPU]) as seen:
+                for _ in range(8):
+                    run.next()
             events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
             whole = sum(e.self_cpu_time_total for e in events)
             for event in events[:8]:
@@ -587,9 +644,9 @@ def profile(bench: Bench) -> None:
                     "profile",
                     system=name,
                     operation=event.key,
-                    calls_a_step=event.count / 9,
+                    calls_a_step=event.count / 8,
                     share=event.self_cpu_time_total / whole,
-                    us_a_step=event.self_cpu_time_total / 9,
+                    us_a_step=event.self_cpu_time_total / 8,
                 )
 
 

@@ -105,6 +105,30 @@ def test_an_alpha_of_zero_changes_nothing_in_either_mixing() -> None:
             torch.testing.assert_close(model["up_proj"](x), expected)
 
 
+def test_who_watches_a_base_layer_or_replaces_it_sees_every_call(tiny_base: BaseModel) -> None:
+    """The fast way goes past the base layer, but not past what others have put there."""
+    routed = attach(tiny_base.model)
+    x, w = torch.randint(3, 99, (2, 5)), draw_routes(2, routed)
+    with routed.route(w), torch.no_grad():
+        expected = tiny_base.model(x).logits
+        layers = [layer.base for layer in routed.layers.values()]
+        seen: list[Any] = []
+        handles = [layer.register_forward_hook(lambda *_: seen.append("hook")) for layer in layers[::2]]
+        for layer in layers[1::2]:
+            forward = layer.forward
+            layer.forward = lambda x, forward=forward: (seen.append("own"), forward(x))[1]
+        torch.testing.assert_close(tiny_base.model(x).logits, expected)
+        assert sorted(seen) == ["hook"] * 3 + ["own"] * 3
+        for handle in handles:
+            handle.remove()
+        for layer in layers[1::2]:
+            del layer.forward
+        assert torch.equal(tiny_base.model(x).logits, expected)
+        assert len(seen) == 6
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(tiny_base.model(x).logits.float(), expected, rtol=0.1, atol=0.1)
+
+
 def test_untrained_experts_change_nothing(tiny_base: BaseModel) -> None:
     expected = logits(tiny_base.model, some_ids(2))
     routed = RoutedModel.attach(tiny_base.model, experts=K, rank=R, alpha=ALPHA)
