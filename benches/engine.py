@@ -444,7 +444,7 @@ def compiled(bench: Bench) -> None:
 
 def rag(bench: Bench) -> None:
     """Passages in the prompt against their documents' route, each in a process of its own."""
-    count, limit = (4, 8) if bench.quick else (30, 32)
+    count, limit = (4, 8) if bench.quick else (20, 32)
     found = {}
     questions = bench.work / "questions.json"
     questions.write_text(json.dumps(bench.questions[:count]), encoding="utf-8")
