@@ -146,8 +146,12 @@ def test_a_data_set_as_a_corpus(engine: Engine) -> None:
     datasets = pytest.importorskip("datasets")
     from polyprag.integrations.datasets import to_dataset
 
-    again = list(read_corpus(to_dataset(engine.store), metadata=False))
-    assert [(d.id, d.title, d.text) for d in again] == [(d.id, d.title, d.text) for d in DOCUMENTS]
+    again = list(read_corpus(to_dataset(engine.store)))
+    assert [(d.id, d.title, d.text, d.metadata) for d in again] == [
+        (d.id, d.title, d.text, d.metadata) for d in DOCUMENTS
+    ]
+    rows = datasets.Dataset.from_dict({"text": ["x", "y", "z"], "metadata": ["no JSON", "[1]", None]})
+    assert [d.metadata for d in read_corpus(rows)] == [{"metadata": "no JSON"}, {"metadata": "[1]"}, None]
     streamed = datasets.Dataset.from_dict({"text": ["x", "y"]}).to_iterable_dataset()
     assert [document.text for document in read_corpus(streamed)] == ["x", "y"]
 

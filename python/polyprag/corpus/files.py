@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from polyprag.errors import CorpusError
 from polyprag.extras import lacking
 
 _MAX_FILE_BYTES = 256 << 20
+_QUIET = logging.NullHandler()  # what is wrong with a file is said once, by the error that names it
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 _TITLE = re.compile(r"^title:[ \t]*(.+?)[ \t]*\r?$", re.MULTILINE)
 _HEADING = re.compile(r"^#[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", re.MULTILINE)
@@ -51,6 +53,7 @@ def pdf_rows(stream: IO[bytes], path: str, *, max_text_bytes: int = 0) -> Rows: 
         from pypdf.errors import DependencyError, PyPdfError
     except ImportError as error:
         raise lacking("PDF files", "pypdf", "corpus") from error
+    logging.getLogger("pypdf").addHandler(_QUIET)
     found = False
     number = 0
     try:

@@ -7,6 +7,7 @@ remedy.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -281,10 +282,17 @@ class CorpusReader(Iterator[Document]):
         return title or None
 
     def _take_metadata(self, kind: CorpusFormat, row: dict[str, Any], place: Place) -> dict[str, Any] | None:
-        """What is left of a row; an object under the name ``metadata`` is the metadata, not a part of it."""
+        """What is left of a row; an object under the name ``metadata`` is the metadata, not a part of it.
+
+        In a table with types it may be the text of a JSON object: that is how objects of many forms are kept.
+        """
         if not self._metadata:
             return None
         inner = row.get("metadata")
+        if kind in _TYPED and inner is None:
+            row.pop("metadata", None)
+        elif kind in _TYPED and isinstance(inner, str):
+            inner = _object_in(inner)
         if isinstance(inner, dict):
             del row["metadata"]
             twice = next((name for name in inner if name in row), None)
@@ -457,6 +465,14 @@ def _of_kind(kind: CorpusFormat, rows: Rows, name: str = "") -> _Rows:
             row["id"] = f"{name}#page={row['page']}" if "page" in row else name
             row["source"] = name
         yield kind, place, row
+
+
+def _object_in(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _chunk_id(id: DocumentId, number: int) -> str:
