@@ -63,6 +63,8 @@ class Bench:
 
     def __init__(self, options: Any, work: Path) -> None:
         self.quick: bool = options.quick
+        self.json: Path | None = options.json
+        self.most: int = 10 if options.quick else options.questions
         self.model: str | None = options.model
         self.work = work
         self.results: list[dict[str, Any]] = []
@@ -89,6 +91,17 @@ class Bench:
         self.results.append({"part": part, **rounded})
         print(json.dumps(self.results[-1]), file=sys.stderr, flush=True)
 
+    def save(self, part: str) -> None:
+        """Put what was noted in place of the part's rows in the file: none is lost with what comes later."""
+        setting = {"part": SETTING, **self.setting}
+        rows, ratios = kept(self.json, [part])
+        if any(row["part"] == SETTING and row != setting for row in rows):
+            raise SystemExit(f"{self.json} has figures of another setting: name another file")
+        rows = [row for row in rows if row["part"] != SETTING] + self.results
+        rows.sort(key=lambda row: PARTS.index(row["part"]))
+        ratios |= {name: round(ratio, 3) for name, ratio in self.ratios.items()}
+        report(self.json, [setting, *rows], ratios)
+
     def routes(self, rows: int) -> torch.Tensor:
         """Combined routes of three documents each [rows, groups, K], all of them different."""
         with Store.open(self.path) as store:
@@ -104,6 +117,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", help="base model; default: the small one")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the shared data")
+    parser.add_argument(
+        "--questions", type=int, default=1_000, help="PRAG's, of the overhead; default: 1,000"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all that the form has")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -111,7 +127,6 @@ def main() -> None:
     parts = options.parts or [p for p in PARTS if not (options.quick and p == "compiled")]
     with tempfile.TemporaryDirectory(prefix="polyprag-engine-", dir=options.work) as folder:
         bench = Bench(options, Path(folder))
-        setting = {"part": SETTING, **bench.setting}
         for part in parts:
             if part in ("rag", "retrieve") and not bench.passages:
                 print(f"{part}: no passages under {options.data}, left out", file=sys.stderr)
@@ -120,14 +135,7 @@ def main() -> None:
             started, load = time.perf_counter(), os.getloadavg()[0]
             globals()[part](bench)
             bench.note(part, seconds=time.perf_counter() - started, load_before=load)
-            # After every part, so that none is lost with a later one.
-            rows, ratios = kept(options.json, [part])
-            if any(row["part"] == SETTING and row != setting for row in rows):
-                raise SystemExit(f"{options.json} has figures of another setting: name another file")
-            rows = [row for row in rows if row["part"] != SETTING] + bench.results
-            rows.sort(key=lambda row: PARTS.index(row["part"]))
-            ratios |= {name: round(ratio, 3) for name, ratio in bench.ratios.items()}
-            report(options.json, [setting, *rows], ratios)
+            bench.save(part)
 
 
 # --- stores --------------------------------------------------------------------------------------------
@@ -217,7 +225,7 @@ def overhead(bench: Bench) -> None:
             with load(number):
                 pass
 
-        theirs = marks((1, 10) if bench.quick else counts, theirs_ready)
+        theirs = marks([count for count in counts if count <= bench.most], theirs_ready)
     for system, taken in (("polyprag", mine), ("PRAG with PEFT", theirs)):
         for count, whole in taken.items():
             bench.note("overhead", system=system, questions=count, ms_a_question=1e3 * whole / count)
@@ -437,6 +445,7 @@ def compiled(bench: Bench) -> None:
                 "gates": Way(bench.base.model, route),
             }
             take_turns(bench, "compiled", ways, batch, rounds, steps)
+        bench.save("compiled")  # compiling may take longer than one waits
 
 
 # --- rag -----------------------------------------------------------------------------------------------

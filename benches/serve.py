@@ -97,7 +97,7 @@ def measure(
     passages = [(i, f"Mill {n}", f"The {n} mill stands in {m}.") for i, (n, m) in enumerate(names)]
     store = make_store(work / f"{NAME}.polyprag", base, 0, passages, strength=20 if small else 300)
     draw = random.Random(0)
-    count = (6 if small else 40) if quick else (48 if small else 400)
+    count = (6 if small else 40) if quick else (48 if small else 160)
     with Engine.open(store, base) as engine:
         pool = [made(engine, names, draw, number, small) for number in range(count)]
     tell(f"{count} requests answered alone, {len({c for r in pool for c in r.choices})} different answers")

@@ -205,6 +205,19 @@ def test_tokens_are_drawn_as_temperature_and_top_p_say() -> None:
         assert ((found - p).abs() <= 5 * (p * (1 - p) / 1500).sqrt() + 1e-12).all()
 
 
+def test_rounding_does_not_decide_between_tokens_that_are_as_likely() -> None:
+    """Which of two such tokens is the likelier one is not the same in every batch."""
+    logits = torch.cat([torch.full((12,), 3.0), torch.linspace(0, -2, 30)])
+    other = logits + torch.tensor([1e-6, -1e-6]).repeat(21)
+    for top_p in (0.9, 1.0):
+        for seed in range(50):
+            drawn = [
+                Row(ids=[1], route=None, limit=1, sampling=Sampling(1.0, top_p, seed)).choose(given)
+                for given in (logits, other)
+            ]
+            assert drawn[0] == drawn[1]
+
+
 def test_a_seed_means_the_same_in_any_company(bases: Bases) -> None:
     base, routed = bases()
     asked = questions(6, routed)

@@ -88,12 +88,13 @@ class Row:
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.sampling.seed)
         p = torch.softmax(logits.float().cpu() / self.sampling.temperature, dim=-1)
-        if self.sampling.top_p >= 1:
-            return int(torch.multinomial(p, 1, generator=self._generator))
-        p, order = p.sort(descending=True)
-        # The likeliest tokens that together have top_p, the one that reaches it included.
-        p[p.cumsum(-1) - p >= self.sampling.top_p] = 0.0
-        return int(order[torch.multinomial(p, 1, generator=self._generator)])
+        if self.sampling.top_p < 1:
+            falling, order = p.sort(descending=True)
+            # The likeliest tokens that together have top_p, the one that reaches it included.
+            p[order[falling.cumsum(-1) - falling >= self.sampling.top_p]] = 0.0
+        # From the vocabulary as it stands: in falling order, rounding would decide between two tokens that
+        # are as likely, and it is not the same in every batch.
+        return int(torch.multinomial(p, 1, generator=self._generator))
 
 
 def _settled(body: str, stops: tuple[str, ...]) -> int:
