@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of training and of the wrong documents")
     parser.add_argument("--passages", type=int, default=1, help="passages in the prompts; documents of cwq")
     parser.add_argument("--haystack", action="store_true", help="search among the 47,208 passages, too")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="train.epochs=6")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="train.epochs=8")
     parser.add_argument("--codecs", nargs="+", default=[], help="own and wrong route also in f32 q4 code(16)")
     parser.add_argument("--added", type=int, default=0, help="so many of the documents are added afterwards")
     parser.add_argument("--model", help="base model; default: the small one")

@@ -26,7 +26,7 @@ def test_settings_are_set_by_name() -> None:
     recipe = with_settings(
         Recipe(),
         [
-            "train.epochs=6",
+            "train.epochs=8",
             "train.code_lr=1",
             "train.phi=softmax",
             "train.top_k=4",
@@ -37,7 +37,7 @@ def test_settings_are_set_by_name() -> None:
         ],
     )
     train = recipe.train
-    assert (train.epochs, train.code_lr, train.phi, train.top_k) == (6, 1.0, "softmax", 4)
+    assert (train.epochs, train.code_lr, train.phi, train.top_k) == (8, 1.0, "softmax", 4)
     assert isinstance(train.code_lr, float)
     assert train.targets == ("fc1", "fc2")
     assert train.gumbel
@@ -51,13 +51,13 @@ def test_settings_are_set_by_name() -> None:
     [
         ("train.epochs", "NAME=VALUE"),
         ("train.epoch=6", "did you mean 'epochs'"),
-        ("trian.epochs=6", "did you mean 'train'"),
+        ("trian.epochs=8", "did you mean 'train'"),
         ("train.xyzzy=6", "there are: routing"),
         ("train=6", "train.routing"),
         ("train.epochs.more=6", "such as epochs"),
-        ("train.epochs=six", "a value like 4"),
-        ("train.epochs=6.5", "a value like 4"),
-        ("train.epochs=true", "a value like 4"),
+        ("train.epochs=six", "a value like 6"),
+        ("train.epochs=8.5", "a value like 6"),
+        ("train.epochs=true", "a value like 6"),
         ("train.phi=1", "a value like 'linear'"),
         ("train.epochs=0", "at least 1"),
     ],

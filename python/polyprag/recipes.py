@@ -10,17 +10,18 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from polyprag.encode import Recipe
 from polyprag.errors import InvalidInput
+from polyprag.samples import SampleSettings
 from polyprag.training import TrainSettings
 
 System: TypeAlias = Literal["polyprag", "poly-prag", "prag", "dyprag"]
 
 _T = TypeVar("_T")
 
-# What differs from our defaults. Poly-PRAG is arXiv 2511.17044, with the settings of its first author's code
-# of the weeks before, since the paper's are not all known to us; PRAG is arXiv 2501.15915, section 3.2;
-# DyPRAG is arXiv 2503.23895, and learns from the LoRAs of PRAG.
+# What differs from our defaults; besides, all of them have every document's passage in every epoch. Poly-PRAG
+# is arXiv 2511.17044, with the settings of its first author's code of the weeks before, since the paper's are
+# not all known to us; PRAG is arXiv 2501.15915, section 3.2; DyPRAG is arXiv 2503.23895, and learns from the
+# LoRAs of PRAG.
 _TRAIN: Mapping[System, Mapping[str, Any]] = {
-    "polyprag": {},
     "poly-prag": {
         "routing": "table",
         "phi": "sigmoid",
@@ -44,6 +45,7 @@ _TRAIN: Mapping[System, Mapping[str, Any]] = {
         "experts": 32,
         "router": True,
         "router_alone": 1.0,
+        "epochs": 4,
         "mse_weight": 100.0,
         "kl_weight": 0.01,
     },
@@ -58,20 +60,22 @@ def recipe_of(system: System = "polyprag") -> Recipe:
     """
     if system not in get_args(System):
         raise InvalidInput(f"system is one of {', '.join(get_args(System))}, not {system!r}")
+    if system == "polyprag":
+        return Recipe()
     train = replace(TrainSettings(), **_TRAIN[system])
     teacher = replace(TrainSettings(), **_TRAIN["prag"]) if system == "dyprag" else None
-    return replace(Recipe(), train=train, teacher=teacher)
+    return Recipe(samples=SampleSettings(with_passage=1.0), train=train, teacher=teacher)
 
 
 def with_settings(recipe: _T, settings: Iterable[str]) -> _T:
-    """The recipe with each ``part.name=value`` set (``train.epochs=6``), the value as JSON or else as text.
+    """The recipe with each ``part.name=value`` set (``train.epochs=8``), the value as JSON or else as text.
 
     Raises InvalidInput for a name that is no setting, with the nearest that is, or a value of another type.
     """
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise InvalidInput(f"{setting!r}: expected NAME=VALUE, such as train.epochs=6")
+            raise InvalidInput(f"{setting!r}: expected NAME=VALUE, such as train.epochs=8")
         try:
             value = json.loads(text)
         except ValueError:

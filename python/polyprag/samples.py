@@ -26,7 +26,7 @@ class SampleSettings:
     one pair in every fourth epoch. Every pair comes without.
     """
 
-    with_passage: float = 1.0
+    with_passage: float = 0.25
     passage_tokens: int = 96
     loss_on: LossOn = "all"
 

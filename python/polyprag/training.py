@@ -62,7 +62,7 @@ class TrainSettings:
     router_alone: float = 0.5
     mse_weight: float = 0.0
     kl_weight: float = 0.0
-    epochs: int = 4
+    epochs: int = 6
     batch_size: int = 8
     accumulation: int = 1
     checkpointing: bool = False
