@@ -293,12 +293,13 @@ def prag_adapters(bench: Bench) -> Iterator[Callable[[int], Any]]:
 
 @dataclass
 class Way:
-    """A model, and how it is called."""
+    """A model, and how it is called. ``prompts``: what reads the prompt, where that is another one."""
 
     model: Any
     route: Callable[[], Any] = nullcontext
     more: dict[str, Any] = field(default_factory=dict)
     cache: Callable[[], Any] | None = None
+    prompts: Any = None
 
 
 def tokens(bench: Bench) -> None:
@@ -384,12 +385,13 @@ class Run:
 
     def next(self) -> float:
         """Seconds of the prompt, at the first call, or of a step."""
+        model = self.way.model if self.begin or self.way.prompts is None else self.way.prompts
         ids = self.ids[:, : CONTEXT if self.begin == 0 else 1]
         places = self.places[:, self.begin : self.begin + ids.shape[1]]
         self.begin += ids.shape[1]
         with self.way.route():
             started = time.perf_counter()
-            self.way.model(
+            model(
                 input_ids=ids,
                 position_ids=places,
                 cache=self.cache,
@@ -425,7 +427,7 @@ def other_tuners(bench: Bench, batch: int) -> Iterator[dict[str, Way]]:
 
 
 def compiled(bench: Bench) -> None:
-    """With a static cache, every step one graph: the bare model, and with gates."""
+    """With a static cache, every step one graph: the bare model, and with gates. Prompts are not compiled."""
     from transformers import StaticCache
 
     untouched: Any = copy.deepcopy(bench.base.model)
@@ -439,8 +441,8 @@ def compiled(bench: Bench) -> None:
                 torch.compile(model, dynamic=False, fullgraph=True) for model in (untouched, bench.base.model)
             )
             ways = {
-                "compiled bare": Way(bare, cache=cache),
-                "compiled gates": Way(gates, route, cache=cache),
+                "compiled bare": Way(bare, cache=cache, prompts=untouched),
+                "compiled gates": Way(gates, route, cache=cache, prompts=bench.base.model),
                 "bare": Way(untouched),
                 "gates": Way(bench.base.model, route),
             }
