@@ -276,8 +276,8 @@ def add(
             nothing trained. A document without a text gets no route. Every 50,000 documents are committed:
             after Ctrl-C, the same call goes on with ``on_duplicate="skip"``. None: if the routes of the
             store's own documents were made so (DyPRAG's are), and no pairs are given.
-        epochs: how often the pairs are trained; None is the recipe of the store, and given where nothing is
-            trained it counts for nothing.
+        epochs: passes over the pairs; None is what the store's recipe says. Where the router makes the codes,
+            nothing is trained and it counts for nothing.
 
     Raises:
         DuplicateId: an id is in the store already and ``on_duplicate`` is ``"error"``.
