@@ -328,7 +328,7 @@ def test_ctrl_c_costs_nothing(tmp_path: Path, model_folder: Path, monkeypatch: p
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def command(store: Path) -> list[str]:
-        options = f"--model {model_folder} --device cpu --dtype fp32 --epochs 50 --pairs 2 --code-dim 6"
+        options = f"--model {model_folder} --device cpu --dtype fp32 --epochs 20 --pairs 2 --code-dim 6"
         return ["encode", str(corpus), str(store), *options.split()]
 
     store = tmp_path / "s"
