@@ -11,7 +11,7 @@ of its figures in the file):
   combined route and its gates, against PRAG's published way: three LoRAs loaded from disk, ``cat``, unloaded;
 - tokens: a step of decoding and a prompt, under one route a row (gates), one merged route, PEFT's Poly with
   the same K and r, and PRAG's combined LoRA, each beside the bare model in every round;
-- compiled: the same with a static cache and torch.compile, bare and with gates (not with --quick);
+- compiled: the same step with a static cache and torch.compile, bare and with gates (not with --quick);
 - rag: k = 3 passages in the prompt against the route of the same documents: time to the first token, time of
   all tokens, peak memory; each in a process of its own;
 - throughput: whole answers by batches, every row under its own route;

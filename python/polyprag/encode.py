@@ -341,8 +341,9 @@ def add(
             )
         samples = build_samples(documents, augmentations, base.tokenizer, recipe.add_samples)
         frozen = _frozen(store, recipe.train)
-        settings = replace(frozen.settings, code_lr=recipe.add_code_lr)
-        settings = replace(settings, epochs=recipe.add_epochs if epochs is None else epochs)
+        if epochs is None:
+            epochs = recipe.add_epochs
+        settings = replace(frozen.settings, epochs=epochs, code_lr=recipe.add_code_lr)
         checkpoint = work / "added.pt"
         with _told(reporter, work, "added-metrics") as progress:
             encoding = train(

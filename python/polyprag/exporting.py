@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from polyprag._polyprag import Module, Store
 from polyprag.engine import base_model_of
 from polyprag.errors import InvalidInput
+from polyprag.jsonl import absent
 from polyprag.layers import RoutedLinear
 from polyprag.models import BaseModel, check_fingerprint, quiet_transformers, resolve_dtype
 
@@ -306,11 +307,7 @@ def _opened(store: str | os.PathLike[str] | Store) -> Iterator[Store]:
 @contextmanager
 def _new_folder(dest: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder that takes the name ``dest`` once it is whole."""
-    target = Path(os.path.abspath(dest))
-    if os.path.lexists(target):
-        raise FileExistsError(
-            17, "there is something here already; choose another path or delete it", str(dest)
-        )
+    target = Path(os.path.abspath(absent(dest)))
     scratch = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     scratch.mkdir()
     try:

@@ -235,11 +235,12 @@ def read_resumable(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def absent(path: str | os.PathLike[str]) -> Path:
     """The path of something new. Raises FileExistsError if there is anything."""
-    if os.path.lexists(path):
+    target = Path(path)
+    if os.path.lexists(target):
         raise FileExistsError(
-            errno.EEXIST, "there is something here already; choose another path or delete it", os.fspath(path)
+            errno.EEXIST, "there is something here already; choose another path or delete it", str(target)
         )
-    return Path(path)
+    return target
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
