@@ -5,12 +5,14 @@
 
 Three ways to put documents into weights, each on the same base model, documents and samples, in fp32:
 
-- polyprag: shared latent experts and codes, batches of samples of like length; not with --quick, also with
-  the model compiled by torch, without the time that this takes;
+- polyprag: shared latent experts and codes, batches of samples of like length, all epochs of the recipe: the
+  blocks below the experts are computed in the first one alone. Then one epoch with experts in every block,
+  as the others have them; not with --quick, also with the model compiled by torch, without the time that
+  this takes;
 - PRAG with PEFT: one LoRA a document (r=2, AdamW, batches of one sample: arXiv 2501.15915, section 3.2), each
   made, trained and saved. Once with its samples as they are, and once padded to 3,000 tokens as its published
   code does (not with --quick; two steps are timed);
-- PEFT's Poly tuner with the same K, r, batches and number of documents.
+- PEFT's Poly tuner with the same K, r, batches and number of documents, in every block and in the upper half.
 
 The base model alone, forward and backward to its inputs, says what no method can be faster than.
 Samples are generated: words of the vocabulary, as long as question-answer pairs are.
@@ -59,18 +61,27 @@ def main() -> None:
 
     n = len(samples)
     floor = measure("base model alone", lambda: bare(base, ours), n)
-    mine = measure("polyprag", lambda: polyprag(base, samples, documents), n)
+    epochs = TrainSettings().epochs
+    mine = measure("polyprag", lambda: polyprag(base, samples, documents, epochs=epochs), n * epochs)
+    whole = measure(
+        "polyprag, every block", lambda: polyprag(base, samples, documents, epochs=1, from_depth=0.0), n
+    )
     few = samples[: SAMPLES_A_DOCUMENT * min(documents, 8)]
     prag = measure("PRAG with PEFT", lambda: peft_prag(base, few), len(few))
-    poly = measure("PEFT Poly", lambda: peft_poly(base, ours, documents), n)
+    poly = measure("PEFT Poly, every block", lambda: peft_poly(base, ours, documents, 0.0), n)
+    upper = measure("PEFT Poly, upper half", lambda: peft_poly(base, ours, documents, 0.5), n)
     ratios = {
         "polyprag over PRAG with PEFT": mine / prag,
-        "polyprag over PEFT Poly": mine / poly,
+        "polyprag over PEFT Poly, every block": mine / poly,
+        "polyprag over PEFT Poly, upper half": mine / upper,
         "polyprag over the base model alone": mine / floor,
+        "every block: polyprag over PRAG with PEFT": whole / prag,
+        "every block: polyprag over PEFT Poly": whole / poly,
+        "every block: polyprag over the base model alone": whole / floor,
     }
     if not given.quick:
-        compiled = measure("polyprag, compiled", lambda: polyprag(base, samples, documents, True), n)
-        ratios["polyprag, compiled, over PEFT Poly"] = compiled / poly
+        compiled = measure("polyprag, compiled", lambda: compiled_polyprag(base, samples, documents), n)
+        ratios["polyprag, compiled, over PEFT Poly, upper half"] = compiled / upper
         padded = measure("PRAG with PEFT, padded to 3,000", lambda: peft_prag(base, few[:2], width=3000), 2)
         ratios["polyprag over PRAG with PEFT, padded to 3,000"] = mine / padded
     report(given.json, results, {name: round(ratio, 2) for name, ratio in ratios.items()})
@@ -101,16 +112,20 @@ def bare(base: BaseModel, batches: Sequence[Sequence[Sample]]) -> float:
     return seconds_of(lambda: [step(b) for b in batches])
 
 
-def polyprag(base: BaseModel, samples: Sequence[Sample], documents: int, compile: bool = False) -> float:
-    settings = TrainSettings(epochs=1, batch_size=BATCH, compile=compile)
+def polyprag(base: BaseModel, samples: Sequence[Sample], documents: int, **changes: Any) -> float:
+    settings = TrainSettings(batch_size=BATCH, **changes)
+    # As for the others, one batch before the clock runs; and every batch counts: they differ in size.
+    train(base, samples[:BATCH], documents, replace(settings, epochs=1))
     steps: list[Progress] = []
-    if not compile:
-        # As for the others, one batch before the clock runs; and every batch counts: they differ in size.
-        train(base, samples[:BATCH], documents, settings)
-        train(base, samples, documents, settings, progress=steps.append)
-        return sum(p.step_seconds for p in steps)
+    train(base, samples, documents, settings, progress=steps.append)
+    return sum(p.step_seconds for p in steps)
+
+
+def compiled_polyprag(base: BaseModel, samples: Sequence[Sample], documents: int) -> float:
+    settings = TrainSettings(epochs=2, batch_size=BATCH, compile=True)
+    steps: list[Progress] = []
+    train(base, samples, documents, settings, progress=steps.append)
     # The compiler is at work in the first epoch.
-    train(base, samples, documents, replace(settings, epochs=2), progress=steps.append)
     return sum(p.step_seconds for p in steps[len(steps) // 2 :])
 
 
@@ -144,7 +159,9 @@ def peft_prag(base: BaseModel, samples: Sequence[Sample], width: int | None = No
         return seconds_of(lambda: [document(own, folder) for own in grouped.values()])
 
 
-def peft_poly(base: BaseModel, batches: Sequence[Sequence[Sample]], documents: int) -> float:
+def peft_poly(
+    base: BaseModel, batches: Sequence[Sequence[Sample]], documents: int, from_depth: float
+) -> float:
     from peft import PolyConfig, get_peft_model
 
     settings = TrainSettings()
@@ -153,7 +170,7 @@ def peft_poly(base: BaseModel, batches: Sequence[Sequence[Sample]], documents: i
         n_tasks=documents,
         n_skills=settings.experts,
         n_splits=1,
-        target_modules=[m.name for m in find_targets(base.model)],
+        target_modules=[m.name for m in find_targets(base.model, from_depth=from_depth)],
         task_type="CAUSAL_LM",
     )
     model: Any = get_peft_model(base.model, config)

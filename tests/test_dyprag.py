@@ -116,8 +116,14 @@ def test_a_lent_model_is_given_back(tiny_base: BaseModel) -> None:
 
 def test_training_begins_at_the_mean_of_the_loras(tiny_base: BaseModel) -> None:
     """With equal weights, the experts are that mean; so is what the network first makes, nearly."""
-    loras = np.random.default_rng(0).normal(0, 1, loras_of(tiny_base, epochs=1).shape).astype(np.float32)
-    still = replace(DYPRAG, expert_lr=0.0, decoder_lr=0.0, router_lr=0.0, code_lr=0.0, epochs=1)
+    loras = (
+        np.random.default_rng(0)
+        .normal(0, 1, loras_of(tiny_base, epochs=1, from_depth=0.0).shape)
+        .astype(np.float32)
+    )
+    still = replace(
+        DYPRAG, from_depth=0.0, expert_lr=0.0, decoder_lr=0.0, router_lr=0.0, code_lr=0.0, epochs=1
+    )
     features = text_features(tiny_base, FACTS)
     encoding = train(tiny_base, facts(tiny_base), 4, still, features=features, loras=loras)
     routed = attach(tiny_base.model, experts=SMALL.experts, rank=SMALL.rank)

@@ -55,7 +55,7 @@ RECIPE = Recipe(
     add_epochs=2,
 )
 TABLE = replace(RECIPE, train=replace(RECIPE.train, routing="table"))
-SHARES = replace(TABLE, train=replace(TABLE.train, phi="sigmoid"))
+SHARES = replace(TABLE, train=replace(TABLE.train, phi="sigmoid", from_depth=0.0))
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_numbers_as_ids_and_documents_without_title_or_text(path: Path, tiny_bas
         assert store.spec.id_type == "u64"
         assert list(store) == [2**64 - 1, 0, 7]
         assert [store.search(q, 1)[0].id for q in ("amber", "birch", "title")] == [2**64 - 1, 0, 7]
-        assert store.routes([7]).shape == (1, 6, 4)
+        assert store.routes([7]).shape == (1, 3, 4)
 
 
 def test_one_document_is_a_corpus(path: Path, tiny_base: BaseModel) -> None:

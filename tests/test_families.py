@@ -69,6 +69,17 @@ def test_auto_can_stand_beside_names(build_model: Build) -> None:
     assert both == [name for name, _ in model.named_modules() if name in both]
 
 
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(0.0, "012"), (0.5, "12"), (0.66, "12"), (0.67, "2"), (0.99, "2")]
+)
+def test_auto_begins_at_a_share_of_the_depth(build_model: Build, depth: float, blocks: str) -> None:
+    model = build_model(num_hidden_layers=3)
+    found = find_targets(model, ("auto", "q_proj"), depth)
+    assert [s.name.split(".")[2] for s in found if "mlp" in s.name] == [b for b in blocks for _ in range(3)]
+    assert len([s for s in found if s.name.endswith("q_proj")]) == 3, "a name means every block"
+    assert [s.group for s in found] == list(range(len(found)))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from polyprag.systems.polyprag import combined
 from polyprag.trainer import Encoding, train
 from test_trainer import FACTS, SMALL, arrays, facts, stop_after
 
-LORA = replace(SMALL, routing="lora", lora_lr=0.01, clip=0.0)
+LORA = replace(SMALL, routing="lora", lora_lr=0.01, clip=0.0, from_depth=0.0)
 
 
 def alone(base: BaseModel, sample: Sample, start: dict[str, torch.Tensor], epochs: int) -> RoutedModel:

@@ -136,7 +136,7 @@ def test_training_puts_each_document_into_its_own_route(learner: BaseModel, chan
 
 @pytest.mark.parametrize("routing", ["code", "table"])
 def test_an_encoding_has_the_shapes_that_the_store_takes(tiny_base: BaseModel, routing: Any) -> None:
-    settings = replace(SMALL, routing=routing, epochs=1)
+    settings = replace(SMALL, routing=routing, epochs=1, from_depth=0.0)
     encoding = train(tiny_base, facts(tiny_base), 5, settings)
     assert encoding.settings == settings
     assert [m.group for m in encoding.modules] == list(range(6))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -42,11 +42,15 @@ class Order:
         rng = random.Random(f"{self._seed}/{epoch}")
         order = [i for i, sample in enumerate(self._samples) if sample.in_epoch(epoch)]
         rng.shuffle(order)
-        # Sorted in coarse steps of length: a stable sort keeps the shuffle inside a step.
-        order.sort(key=lambda i: len(self._samples[i].ids) // 4)
+        order = like_length(self._samples, order)
         batches = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
         rng.shuffle(batches)
         return batches
+
+
+def like_length(samples: Sequence[Sample], numbers: Iterable[int]) -> list[int]:
+    """Sorted in coarse steps of length; inside a step the numbers stay in their order."""
+    return sorted(numbers, key=lambda i: len(samples[i].ids) // 4)
 
 
 def collate(batch: Sequence[Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ from polyprag.errors import CorpusError, CorruptStore, DuplicateId, InvalidInput
 from polyprag.features import document_features, features_in_file
 from polyprag.fields import read_fields
 from polyprag.jsonl import absent
-from polyprag.layers import ModuleShape, find_targets
+from polyprag.layers import ModuleShape
 from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
 from polyprag.router import DEPTHS, Router
@@ -49,6 +49,8 @@ SUMMED = Combination(k=3, rule="sum")  # PRAG (arXiv 2501.15915)
 AVERAGED = Combination(k=3, rule="mean")  # DyPRAG (arXiv 2503.23895)
 OWN_EXPERT = "sparse(1)"  # the codec of a store of one LoRA a document: the number of its expert
 
+# What the LoRAs that are learnt from have in common with what learns.
+_SAME_LAYERS = ("rank", "alpha", "targets", "from_depth", "shard")
 _OF_LOGITS = ["f32", "f16", "q8", "q4", "q2", "q1", "sparse(k)"]
 _BLOCK = 4_096  # documents that are written, or read and written, at a time
 _COMMIT = 50_000  # documents of a commit, where nothing but reading would be lost
@@ -64,7 +66,7 @@ class Recipe:
     often, and how fast codes are. Experts that stay cannot learn the words of new questions, so a route's few
     numbers go to the answers alone; and nothing else moves, so that codes may move faster.
     ``teacher``: how one LoRA a document is trained before all else, where training learns from them (DyPRAG).
-    Its routing, rank, alpha and targets count for nothing: they are those of ``train``.
+    Its routing, rank, alpha and layers count for nothing: they are those of ``train``.
     ``augmenter``: the model that wrote the pairs; None is the base model. :func:`encode` fills it in.
     """
 
@@ -91,7 +93,7 @@ class Recipe:
         """How the LoRAs are trained from which training learns, if it does."""
         if not self.train.taught:
             return None
-        same = {name: getattr(self.train, name) for name in ("rank", "alpha", "targets", "shard")}
+        same = {name: getattr(self.train, name) for name in _SAME_LAYERS}
         # Their weights and mixing are those of one LoRA alone, whatever is made of them.
         return replace(self.teacher or TrainSettings(), routing="lora", **same)
 
@@ -561,7 +563,7 @@ def _spec(
     if codec not in fit and (s.routing == "lora" or codec.startswith("code")):
         made = {"code": f"codes of {s.code_dim} numbers", "table": "a table", "lora": "one LoRA a document"}
         raise InvalidInput(f"codec {codec}: the routes are trained as {made[s.routing]}; use {_any_of(fit)}")
-    targets = find_targets(base.model, s.targets)
+    targets = s.layers(base.model)
     if s.routing == "lora":
         targets = [replace(m, group=0) for m in targets]
     return StoreSpec(

@@ -60,11 +60,14 @@ def linear_shape(layer: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def find_targets(model: nn.Module, targets: Sequence[str] = DEFAULT_TARGETS) -> list[ModuleShape]:
+def find_targets(
+    model: nn.Module, targets: Sequence[str] = DEFAULT_TARGETS, from_depth: float = 0.0
+) -> list[ModuleShape]:
     """The linear-like layers that ``targets`` name, each its own route group, in the order of the model.
 
     A target is the last name of layers (``up_proj``), a pattern of whole dotted names (``*.mlp.*``), or
-    ``auto``: the linear layers of the MLP in every block of the language model, told by their names.
+    ``auto``: the linear layers of the MLPs of the language model, told by their names, in the blocks from the
+    share ``from_depth`` of its depth on (0 is every block, 0.5 the upper half).
 
     ``auto`` finds ``gate_proj``, ``up_proj`` and ``down_proj`` in Llama, Mistral, Qwen2, Qwen3 and Gemma,
     ``dense_h_to_4h`` and ``dense_4h_to_h`` in GPT-NeoX, ``fc1`` and ``fc2`` in Phi, ``gate_up_proj`` and
@@ -83,7 +86,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] = DEFAULT_TARGETS) -> 
     wanted: set[str] = set()
     for target in targets:
         if target == AUTO:
-            matched = _mlp_layers(model, layers)
+            matched = {n for n in _mlp_layers(model, layers) if _is_above(model, n, from_depth)}
         else:
             matched = {n for n in layers if n.rpartition(".")[2] == target or fnmatchcase(n, target)}
         if not matched:
@@ -527,16 +530,25 @@ class _Checkpointed:
         return checkpoint(self._forward, *args, use_reentrant=False, **options, **kwargs)
 
 
+def place_in_blocks(model: nn.Module, name: str) -> tuple[nn.ModuleList, int] | None:
+    """The outermost list of blocks that holds a layer, and the number of its block there."""
+    part = model
+    for step in name.split("."):
+        if isinstance(part, nn.ModuleList):
+            return part, int(step)
+        part = part.get_submodule(step)
+    return None
+
+
+def _is_above(model: nn.Module, name: str, from_depth: float) -> bool:
+    place = place_in_blocks(model, name)
+    return place is None or place[1] >= int(from_depth * len(place[0]))
+
+
 def _blocks(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
     """The members of the outermost module lists that hold the named layers."""
-    lists: dict[int, nn.ModuleList] = {}
-    for name in names:
-        part = model
-        for step in name.split("."):
-            if isinstance(part, nn.ModuleList):
-                lists[id(part)] = part
-                break
-            part = part.get_submodule(step)
+    places = (place_in_blocks(model, name) for name in names)
+    lists = {id(place[0]): place[0] for place in places if place is not None}
     return [block for members in lists.values() for block in members]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyprag.errors import InvalidInput
-from polyprag.layers import RoutedModel, find_targets
+from polyprag.layers import RoutedModel
 from polyprag.lora import Slots
 from polyprag.models import BaseModel
 from polyprag.router import Router
@@ -83,7 +83,7 @@ def attach(
     """The kind that the settings name, attached to the base model; see :func:`polyprag.trainer.train`."""
     if settings.routing == "lora" and frozen is not None:
         raise InvalidInput("routing 'lora' shares nothing that could stay: encode all documents anew")
-    targets = find_targets(base.model, settings.targets) if frozen is None else frozen.modules
+    targets = settings.layers(base.model) if frozen is None else frozen.modules
     experts = settings.experts
     if settings.routing == "lora":
         # As many as a batch can have documents, all modules of one under the same weight.

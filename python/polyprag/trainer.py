@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from polyprag.parametrisation import Finish, attach
 from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, record
 from polyprag.samples import Sample
 from polyprag.sharding import is_sharded, shard
+from polyprag.states import States
 from polyprag.teacher import Teacher
 from polyprag.training import Encoding, Progress, TrainSettings
 from polyprag.world import World
@@ -82,7 +83,7 @@ def train(
         run.finish(progress)
         return run.encoding()
     finally:
-        run.routed.detach()
+        run.close()
 
 
 def train_loras(
@@ -105,7 +106,7 @@ def train_loras(
         run.finish(progress)
         return run.gathered(lambda numbers, rows: rows, (run.kind.width,))
     finally:
-        run.routed.detach()
+        run.close()
 
 
 def _check_samples(samples: Sequence[Sample], documents: int) -> None:
@@ -169,6 +170,10 @@ class _Run:
             if settings.checkpointing:
                 self.routed.enable_checkpointing()
             self.loss = CausalLoss(base, compile=settings.compile)
+            # A compiled model would be compiled anew for every batch whose lower blocks are skipped.
+            keep = settings.keep_states and settings.epochs > 1 and not settings.compile
+            folder = None if checkpoint is None else checkpoint.parent
+            self.states = States.of(base, self.routed, samples, folder) if keep else None
         except BaseException:
             self.routed.detach()
             raise
@@ -200,6 +205,12 @@ class _Run:
         fused = self.base.device.type in ("cpu", "cuda")  # one pass over the memory instead of ten
         optimiser = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=fused)
         return [parameter for group in groups for parameter in group["params"]], optimiser
+
+    def close(self) -> None:
+        """Leave the base model as it was."""
+        if self.states is not None:
+            self.states.close()
+        self.routed.detach()
 
     def finish(self, progress: Callable[[Progress], None]) -> None:
         """Train from the checkpoint, or from the start, to the end."""
@@ -291,8 +302,9 @@ class _Run:
                 continue
             # Blocks of a model in parts are put together by all processes: one without samples joins in.
             here = list(places) or [0]
-            some = [self.samples[batch[i]] for i in here]
-            total += self._part(some, documents, rows, mixing[here], count, len(batch), share)
+            some = [batch[i] for i in here]
+            with nullcontext() if self.states is None else self.states.of_batch(some):
+                total += self._part(some, documents, rows, mixing[here], count, len(batch), share)
         self.kind.end(rows)
         for trained in (*self.shared, rows):
             if trained.grad is None:  # this process had no part of a small batch
@@ -308,7 +320,7 @@ class _Run:
 
     def _part(
         self,
-        samples: Sequence[Sample],
+        numbers: Sequence[int],
         documents: NDArray[np.int64],
         rows: Tensor,
         mixing: Tensor,
@@ -318,9 +330,10 @@ class _Run:
     ) -> Tensor:
         """Gradients and losses [3] of some of a batch's ``of`` samples, in which ``tokens`` are learnt.
 
-        share: 1, or 0 for what counts for nothing.
+        numbers: of these samples. share: 1, or 0 for what counts for nothing.
         """
         pad = int(self.base.tokenizer.pad_token_id)
+        samples = [self.samples[i] for i in numbers]
         ids, mask, targets = (t.to(self.base.device) for t in collate(samples, pad))
         routes = self.kind.routes(documents, rows, self.step)
         with self.routed.route(torch.einsum("bn,ngk->bgk", mixing, routes)):

@@ -8,9 +8,10 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from polyprag.errors import InvalidInput
-from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape
+from polyprag.layers import DEFAULT_TARGETS, Mixing, ModuleShape, find_targets
 from polyprag.routing import Phi, PhiKind
 
 Routing: TypeAlias = Literal["code", "table", "lora"]
@@ -28,6 +29,10 @@ class TrainSettings:
     counts for nothing).
     ``alpha`` / ``rank`` scales the experts; ``table_lr`` is for z, ``code_lr`` for c, which move only in the
     steps that meet their document (see :mod:`polyprag.rows`).
+    ``targets``: the layers that get experts; ``auto`` is those of the MLPs in the blocks from the share
+    ``from_depth`` of the model's depth on (see :func:`polyprag.layers.find_targets`). The blocks below the
+    first of them say the same of a sample in every epoch: with ``keep_states`` it is computed once and kept
+    in a file without a name (:mod:`polyprag.states`).
     ``batch_size``: samples a step, over all processes; a step works them off in ``accumulation`` parts.
     ``checkpointing``: keep no activations inside the blocks of the model, and compute them twice: less
     memory, a third more time. ``compile``: let torch compile the model, which takes a minute or more.
@@ -52,6 +57,8 @@ class TrainSettings:
     rank: int = 2
     alpha: float = 32.0
     targets: tuple[str, ...] = DEFAULT_TARGETS
+    from_depth: float = 0.5
+    keep_states: bool = True
     phi: PhiKind = "linear"
     top_k: int | None = None
     mixing: Mixing = "exact"
@@ -98,6 +105,8 @@ class TrainSettings:
         for name in ("warmup", "mixture", "router_alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if not 0 <= self.from_depth < 1:
+            raise InvalidInput(f"from_depth is a share from 0 to below 1, not {self.from_depth}")
         Phi(self.phi, self.top_k)
         if self.gumbel and self.phi == "linear":
             raise InvalidInput(
@@ -117,6 +126,10 @@ class TrainSettings:
     def taught(self) -> bool:
         """Whether training needs the LoRAs of documents to learn from."""
         return self.mse_weight > 0 or self.kl_weight > 0
+
+    def layers(self, model: nn.Module) -> list[ModuleShape]:
+        """The layers of a base model that get experts; raises InvalidInput where there are none."""
+        return find_targets(model, self.targets, self.from_depth)
 
     @property
     def row_lr(self) -> float:
