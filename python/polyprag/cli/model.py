@@ -110,8 +110,8 @@ def encode(
         list[str] | None,
         typer.Option(
             help="Layers that get experts: last names (`q_proj`), patterns of whole names (`*.mlp.*`) or "
-            "`auto`, the layers of the MLPs in the upper half of the model (`--set train.from_depth=0`: in all "
-            "of it); several times or with commas. Default: `auto`."
+            "`auto`, the layers of the MLPs in the upper half of the model (in all of it with "
+            "`--set train.from_depth=0`); several times or with commas. Default: `auto`."
         ),
     ] = None,
     settings: Annotated[
