@@ -170,8 +170,9 @@ class _Run:
             if settings.checkpointing:
                 self.routed.enable_checkpointing()
             self.loss = CausalLoss(base, compile=settings.compile)
-            # A compiled model would be compiled anew for every batch whose lower blocks are skipped.
-            keep = settings.keep_states and settings.epochs > 1 and not settings.compile
+            # A compiled model would be compiled anew for every batch whose lower blocks are skipped; and each
+            # process computes the states of all samples, where else it has its share of them in every epoch.
+            keep = settings.keep_states and settings.epochs > self.world.size and not settings.compile
             folder = None if checkpoint is None else checkpoint.parent
             self.states = States.of(base, self.routed, samples, folder) if keep else None
         except BaseException:
