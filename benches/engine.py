@@ -1,7 +1,8 @@
 """What answering by routes costs: against PRAG's way with PEFT, PEFT's Poly, and passages in the prompt.
 
     pip install peft
-    python benches/engine.py --json benches/results/engine.json      (about forty minutes on two cores)
+    python benches/engine.py --json benches/results/engine-upper.json      (an hour on two cores)
+    python benches/engine.py --from-depth 0 --json benches/results/engine.json
     python benches/engine.py --quick
 
 One base model, one machine, in these parts (``--parts`` chooses; a part that is run again takes the place
@@ -19,8 +20,10 @@ of its figures in the file):
 - growth: the same by number of documents in the store;
 - profile: which operations a step of decoding under gates spends its time in.
 
-Routes, codes and experts are generated: nothing here depends on their values. Passages and questions are
-real, from POLYPRAG_DATA (default ../shared/data); parts that need them are left out where they are absent.
+Experts, and the LoRAs of others, are in the MLPs of the blocks from ``--from-depth`` on: the upper half, as
+the recipe has them, or all. Routes, codes and experts are generated: nothing here depends on their values.
+Passages and questions are real, from POLYPRAG_DATA (default ../shared/data); parts that need them are left
+out where they are absent.
 """
 
 from __future__ import annotations
@@ -50,9 +53,11 @@ from polyprag import Document, Engine, Module, Store, StoreSpec
 from polyprag.generation import GenerationSettings, Spent
 from polyprag.layers import find_targets
 from polyprag.models import BaseModel, fingerprint, load_base_model, passage_text, question_prompt
+from polyprag.training import TrainSettings
 
 K = 3
 CODE = 128
+DEPTH = TrainSettings().from_depth
 CONTEXT = 64  # tokens before the steps of decoding
 PARTS = ("overhead", "tokens", "compiled", "rag", "throughput", "retrieve", "growth", "profile")
 SETTING = "setting"
@@ -75,7 +80,10 @@ class Bench:
         real = (options.data / "corpus").is_dir()
         self.passages = read_passages(options.data) if real else []
         self.questions = read_questions(options.data, 400) if real else []
-        self.path = make_store(work / "store", self.base, 10_000, self.passages)
+        self.from_depth: float = options.from_depth
+        self.path = make_store(
+            work / "store", self.base, 10_000, self.passages, from_depth=options.from_depth
+        )
         self.setting = {
             "model": self.base.name,
             "dtype": str(self.base.model.dtype),
@@ -84,6 +92,7 @@ class Bench:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "quick": self.quick,
+            "from_depth": self.from_depth,
         }
 
     def note(self, part: str, **row: Any) -> None:
@@ -102,6 +111,10 @@ class Bench:
         ratios |= {name: round(ratio, 3) for name, ratio in self.ratios.items()}
         report(self.json, [setting, *rows], ratios)
 
+    def targets(self) -> list[str]:
+        """The layers that have experts, by name."""
+        return [m.name for m in find_targets(self.bare, from_depth=self.from_depth)]
+
     def routes(self, rows: int) -> torch.Tensor:
         """Combined routes of three documents each [rows, groups, K], all of them different."""
         with Store.open(self.path) as store:
@@ -119,6 +132,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the shared data")
     parser.add_argument(
         "--questions", type=int, default=1_000, help="PRAG's, of the overhead; default: 1,000"
+    )
+    parser.add_argument(
+        "--from-depth", type=float, default=DEPTH, help="0 is every block, 0.5 (default) the upper half"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all that the form has")
     options = parser.parse_args()
@@ -147,13 +163,15 @@ def make_store(
     documents: int,
     passages: Sequence[tuple[int, str, str]] = (),
     strength: float = 1.0,
+    from_depth: float = DEPTH,
 ) -> Path:
     """A store for the model, with generated experts and codes, and the texts of passages if there are any.
 
     Its routes change next to nothing in what the model says, unless ``strength`` is much above 1.
     """
     draw = np.random.default_rng(1)
-    modules = [Module(m.name, m.in_features, m.out_features, m.group) for m in find_targets(base.model)]
+    shapes = find_targets(base.model, from_depth=from_depth)
+    modules = [Module(m.name, m.in_features, m.out_features, m.group) for m in shapes]
     spec = StoreSpec(
         modules=modules,
         experts=EXPERTS,
@@ -255,7 +273,7 @@ def prag_adapters(bench: Bench) -> Iterator[Callable[[int], Any]]:
 
     folder = bench.work / "adapters"
     count = 12
-    targets = [m.name for m in find_targets(bench.bare)]
+    targets = bench.targets()
     for number in range(count):
         config = LoraConfig(
             r=RANK, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False
@@ -409,7 +427,7 @@ def other_tuners(bench: Bench, batch: int) -> Iterator[dict[str, Way]]:
     """PEFT's Poly of the same K and r, and PRAG's combination of three LoRAs."""
     from peft import LoraConfig, PolyConfig, get_peft_model
 
-    targets = [m.name for m in find_targets(bench.bare)]
+    targets = bench.targets()
     poly_model = copy.deepcopy(bench.bare)
     config = PolyConfig(
         r=RANK, n_tasks=100, n_skills=EXPERTS, n_splits=1, target_modules=targets, task_type="CAUSAL_LM"
@@ -603,7 +621,7 @@ def growth(bench: Bench) -> None:
     sizes = (1_000, 100_000) if bench.quick else (1_000, 10_000, 100_000, 1_000_000)
     routes = {}
     for size in sizes:
-        path = make_store(bench.work / f"codes-{size}", bench.base, size)
+        path = make_store(bench.work / f"codes-{size}", bench.base, size, from_depth=bench.from_depth)
         with Store.open(path) as store:
             asked = iter([ids(store, bench.draw) for _ in range(500)])
             times = seconds(lambda store=store, asked=asked: store.combined_route(next(asked)), 500)
@@ -619,7 +637,9 @@ def growth(bench: Bench) -> None:
     whole = {}
     counts = [1_000, len(bench.passages)] if bench.quick else [1_000, 10_000, len(bench.passages)]
     for size in counts:
-        path = make_store(bench.work / f"texts-{size}", bench.base, size, bench.passages[:size])
+        path = make_store(
+            bench.work / f"texts-{size}", bench.base, size, bench.passages[:size], from_depth=bench.from_depth
+        )
         found = in_child(__file__, "retrieve", path, questions)
         whole[size] = found["median_ms"]
         bench.note("growth", documents=size, bm25=True, **found)
