@@ -6,6 +6,7 @@ blocks above alone: with experts in the upper half of a model, half of its forwa
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,12 +100,15 @@ class States:
             own = states[row, : len(self._samples[i].ids)].contiguous().view(torch.uint8)
             content = own.numpy().tobytes()
             if os.pwrite(self._file.fileno(), content, self._begins[i] * self._row) != len(content):
-                raise OSError(28, "the states of a sample were not written whole: is the disk full?")
+                raise OSError(
+                    errno.ENOSPC, "the states of a sample were not written whole: is the disk full?"
+                )
 
     def _read(self, into: Tensor, where: int) -> None:
-        buffer = into.numpy().data
-        if os.preadv(self._file.fileno(), [buffer], where) != buffer.nbytes:
-            raise OSError(5, "the states of a sample were not read whole")
+        content = os.pread(self._file.fileno(), into.numel(), where)
+        if len(content) != into.numel():
+            raise OSError(errno.EIO, "the states of a sample were not read whole")
+        into.view(-1).numpy()[:] = np.frombuffer(content, dtype=np.uint8)
 
 
 class _Reached(Exception):
