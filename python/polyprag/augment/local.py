@@ -23,7 +23,7 @@ from polyprag.text import normalise
 
 # Raised when the same prompts would give other pairs: spans, openers, checks.
 VERSION = 5
-DOCUMENTS_A_STEP = 72  # large batches are quick; what an interruption can cost
+DOCUMENTS_A_STEP = 24  # some batches of prompts of like length; what an interruption can cost
 
 
 @dataclass(frozen=True)
