@@ -404,13 +404,19 @@ def test_what_fails_in_a_stream_is_raised_where_it_is_read(base: BaseModel) -> N
         list(stream(base, ["Q"], GenerationSettings(beams=2)))
 
 
-def test_what_a_text_took_says_whether_it_ended(scripted: Callable[..., BaseModel]) -> None:
-    base = scripted({"Q1": "abcdef", "Q2": "ab\ncdef", "Q3": "abcd", "Q4": "abc\n"})
+@pytest.mark.parametrize("pad", ["<pad>", "<end>"])
+def test_what_a_text_took_says_whether_it_ended(
+    scripted: Callable[..., BaseModel], tiny_base: BaseModel, pad: str
+) -> None:
+    """The end of a text is a token that was made, also where padding looks like it, as in many models."""
+    base = replace(tiny_base, tokenizer=copy.deepcopy(tiny_base.tokenizer))
+    base.tokenizer.pad_token = pad
+    scripted({"Q1": "abcdef", "Q2": "ab\ncdef", "Q3": "abcd", "Q4": "abc\n", "Q5": "", "Q6": "ab"}, base)
     spent: dict[int, Spent] = {}
-    texts(base, ["Q1", "Q2", "Q3", "Q4"], GenerationSettings(4), spent=spent)
-    assert [spent[i].ended for i in range(4)] == [False, True, False, True]
-    assert [spent[i].new_tokens for i in range(4)] == [4, 3, 4, 4]
-    assert [spent[i].prompt_tokens for i in range(4)] == [2] * 4
+    texts(base, ["Q1", "Q2", "Q3", "Q4", "Q5", "Q6"], GenerationSettings(4), spent=spent)
+    assert [spent[i].ended for i in range(6)] == [False, True, False, True, True, True]
+    assert [spent[i].new_tokens for i in range(6)] == [4, 3, 4, 4, 1, 3]
+    assert [spent[i].prompt_tokens for i in range(6)] == [2] * 6
 
 
 def test_a_conversation_is_written_by_the_models_template(tiny_base: BaseModel) -> None:

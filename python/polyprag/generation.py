@@ -307,7 +307,8 @@ class _Batch:
         """What each prompt took, by its number."""
         first = self.watch.first or self.ended
         prefill, decode = ((b - a) / len(self.rows) for a, b in ((self.started, first), (first, self.ended)))
-        pad, per = self.base.tokenizer.pad_token_id, self.settings.sequences
+        per = self.settings.sequences
+        tokens = self.watch.tokens(self.new)
         for place, number in enumerate(self.numbers):
             new = self.new[place * per : (place + 1) * per]
             yield (
@@ -316,7 +317,7 @@ class _Batch:
                     prefill,
                     decode,
                     len(self.head) + len(self.rows[place]),
-                    sum(token != pad for row in new for token in row),
+                    sum(tokens[place * per : (place + 1) * per]),
                     all(map(self._has_ended, new)),
                 ),
             )
@@ -369,6 +370,17 @@ class _Watch(StoppingCriteria):
             self.first = time.perf_counter()  # reading has waited for the device
         return torch.tensor(done, device=input_ids.device)
 
+    def tokens(self, rows: Sequence[Sequence[int]]) -> list[int]:
+        """How many tokens were made for each row: the end of a text counts, padding does not."""
+        if self.batch.settings.beams == 1:
+            return [reader.tokens for reader in self._readers]  # padding may look like an end
+        firsts = [next((i + 1 for i, token in enumerate(row) if token in self.ends), None) for row in rows]
+        pad = self.batch.base.tokenizer.pad_token_id
+        return [
+            sum(token != pad for token in row) if first is None else first
+            for row, first in zip(rows, firsts, strict=True)
+        ]
+
     def finish(self, texts: Sequence[str]) -> None:
         """Hand on what was held back."""
         if self.batch.settings.beams == 1:
@@ -383,6 +395,7 @@ class _Reader:
         self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], on_text: OnText | None, number: int
     ) -> None:
         self.done = False
+        self.tokens = 0
         self._tokenizer, self._stop, self._on_text, self._number = tokenizer, stop, on_text, number
         self._longest = max(map(len, stop), default=1)
         self._ids: list[int] = []
@@ -393,6 +406,7 @@ class _Reader:
     def read(self, token: int, *, last: bool) -> None:
         if self.done:
             return  # it is padding
+        self.tokens += 1
         if not self._stop and self._on_text is None:
             self.done = last
             return
