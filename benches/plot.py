@@ -31,7 +31,6 @@ ANSWERS = {
     ("polyprag", "own_route", 300): ("polyprag, own route", ("routes",)),
     ("polyprag", "bm25_route_k3", 300): ("polyprag, BM25, k = 3", ("routes", "bm25")),
     ("polyprag", "wrong_route", 300): ("polyprag, wrong route", ("routes",)),
-    ("polyprag", "uniform_route", 300): ("polyprag, uniform route", ()),
 }
 
 
