@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyprag._polyprag import Document
-from polyprag.jsonl import write_atomic
+from polyprag.jsonl import write_at, write_atomic
 from polyprag.models import BaseModel, fingerprint, passage_text
 from polyprag.router import DEPTHS, TOKENS, text_features
 from polyprag.world import World
@@ -113,8 +113,7 @@ class _File:
 def _write(path: Path, content: bytes, where: int) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        if os.pwrite(file, content, where) != len(content):
-            raise OSError(28, "a block was not written whole: is the disk full?", str(path))
+        write_at(file, content, where, "a block", path)
         os.fsync(file)
     finally:
         os.close(file)

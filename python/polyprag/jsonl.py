@@ -268,6 +268,13 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     sync_folder(target.parent)  # the rename itself must last too
 
 
+def write_at(file: int, content: bytes, where: int, what: str, path: Path | None = None) -> None:
+    """Write all of ``content`` at a place of an open file; OSError names ``what`` it was."""
+    if os.pwrite(file, content, where) != len(content):
+        name = None if path is None else str(path)
+        raise OSError(errno.ENOSPC, f"{what} was not written whole: is the disk full?", name)
+
+
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Make the names in a folder last, where the system lets folders be synced."""
     if os.name != "posix":

@@ -458,10 +458,7 @@ class RoutedModel:
     def disable_checkpointing(self) -> None:
         """Undo :meth:`enable_checkpointing`."""
         for block, forward in self._checkpointed:
-            if forward is None:
-                del block.__dict__["forward"]
-            else:
-                block.__dict__["forward"] = forward
+            put_back(block, forward)
         self._checkpointed = []
 
     def checkpoint_context(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -528,6 +525,14 @@ class _Checkpointed:
         # A compiler takes the route into its graph, whose recomputation then has it anyway.
         options: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": self._context}
         return checkpoint(self._forward, *args, use_reentrant=False, **options, **kwargs)
+
+
+def put_back(block: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """Give a block the ``forward`` of its own that it had, or none, and so that of its class."""
+    if forward is None:
+        del block.__dict__["forward"]
+    else:
+        block.__dict__["forward"] = forward
 
 
 def place_in_blocks(model: nn.Module, name: str) -> tuple[nn.ModuleList, int] | None:

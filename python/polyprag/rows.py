@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyprag.errors import CheckpointMismatch
-from polyprag.jsonl import sync_folder
+from polyprag.jsonl import sync_folder, write_at
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -288,8 +288,7 @@ class FileRows:
         return _HEAD + document // self._parts * self._dtype.itemsize
 
     def _write(self, place: int, content: bytes) -> None:
-        if os.pwrite(self._file, content, place) != len(content):
-            raise OSError(28, "a row was not written whole: is the disk full?", str(self._path))
+        write_at(self._file, content, place, "a row", self._path)
 
     def _records(self, documents: _Numbers) -> _Records:
         size = self._dtype.itemsize

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from polyprag.batches import like_length, padded
-from polyprag.layers import RoutedModel, place_in_blocks
+from polyprag.jsonl import write_at
+from polyprag.layers import RoutedModel, place_in_blocks, put_back
 from polyprag.models import BaseModel
 from polyprag.samples import Sample
 from polyprag.sharding import is_sharded
@@ -99,10 +100,7 @@ class States:
         for row, i in enumerate(group):
             own = states[row, : len(self._samples[i].ids)].contiguous().view(torch.uint8)
             content = own.numpy().tobytes()
-            if os.pwrite(self._file.fileno(), content, self._begins[i] * self._row) != len(content):
-                raise OSError(
-                    errno.ENOSPC, "the states of a sample were not written whole: is the disk full?"
-                )
+            write_at(self._file.fileno(), content, self._begins[i] * self._row, "what is kept of a sample")
 
     def _read(self, into: Tensor, where: int) -> None:
         content = os.pread(self._file.fileno(), into.numel(), where)
@@ -159,16 +157,14 @@ class _Lower:
     def skipped(self, states: Tensor) -> Iterator[None]:
         """Inside, these blocks compute nothing, and the last of them says ``states``."""
         before = [block.__dict__.get("forward") for block in self._blocks]
+        said = (states,) if self._in_tuple else states
         for block in self._blocks:
-            block.__dict__["forward"] = _Says(states, self._in_tuple)
+            block.__dict__["forward"] = lambda *given, **named: said
         try:
             yield
         finally:
             for block, forward in zip(self._blocks, before, strict=True):
-                if forward is None:
-                    del block.__dict__["forward"]
-                else:
-                    block.__dict__["forward"] = forward
+                put_back(block, forward)
 
     @torch.no_grad()
     def _works(self, base: BaseModel) -> bool:
@@ -188,16 +184,6 @@ class _Lower:
             and whole.shape == entered.shape
             and bool(torch.allclose(whole, entered, rtol=1e-3, atol=1e-3 * float(whole.abs().max())))
         )
-
-
-class _Says:
-    """The ``forward`` of a block that is skipped."""
-
-    def __init__(self, states: Tensor, in_tuple: bool) -> None:
-        self._states, self._in_tuple = states, in_tuple
-
-    def __call__(self, *given: Any, **named: Any) -> Any:  # noqa: ARG002
-        return (self._states,) if self._in_tuple else self._states
 
 
 def _free(folder: Path | None) -> int:
