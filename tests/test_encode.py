@@ -284,10 +284,13 @@ def test_the_folder_of_a_new_store_is_made(
 
 # --- interrupted ------------------------------------------------------------------------------------
 
-# Small steps, so that there is something left to interrupt.
+# Small steps, and slow ones: a tiny model is trained before somebody has pressed a key.
 COMMAND = """
-import polyprag.augment.local, polyprag.cli
+import time
+import polyprag.augment.local, polyprag.cli, polyprag.progress
 polyprag.augment.local.DOCUMENTS_A_STEP = 4
+show = polyprag.progress.Bars.training
+polyprag.progress.Bars.training = lambda self, progress: (show(self, progress), time.sleep(0.5))
 polyprag.cli.main()
 """
 

@@ -220,9 +220,10 @@ class _Run:
         else:
             self.rows.reset()
         saved = time.monotonic()
-        while self.step < self.steps:
-            try:
-                with _interrupts() as asked:
+        asked: list[int] = []
+        try:
+            while self.step < self.steps:
+                with _interrupts(asked):
                     done = self.advance()
                     # All processes stop, or save, after the same step.
                     stop = self.world.any(bool(asked))
@@ -233,10 +234,12 @@ class _Run:
                 if self.checkpoint is not None and self.world.any(late or self.rows.full):
                     self.save(self.checkpoint)
                     saved = time.monotonic()
-            except KeyboardInterrupt:
-                if self.checkpoint is not None:
-                    self.save(self.checkpoint)
-                raise
+            if self.world.any(bool(asked)):  # it came after the last step had asked
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if self.checkpoint is not None:
+                self.save(self.checkpoint)
+            raise
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
@@ -478,15 +481,14 @@ def _load(path: Path, device: torch.device) -> Any:
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Hold a Ctrl-C back, so that what is saved is whole steps; the list tells whether there was one."""
-    asked: list[int] = []
+def _interrupts(asked: list[int]) -> Iterator[None]:
+    """Hold a Ctrl-C back, so that what is saved is whole steps; ``asked`` gets an entry if there was one."""
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals reach the main thread only
+        yield  # signals reach the main thread only
         return
     before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
-        yield asked
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 
