@@ -8,7 +8,6 @@ import json
 import os
 import pty
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import polyprag.augment.local
 import polyprag.encode
+import warm
 from machine import Mount, no_rights
 from polyprag import Combination, Document, Store, cli
 from polyprag.augment import Augmentation, AugmentSettings, Pair
@@ -298,10 +298,8 @@ polyprag.cli.main()
 def interrupt_at(text: str, *arguments: str) -> tuple[int, str]:
     """Run the command in a terminal, press Ctrl-C once it shows ``text``; exit code and all it showed."""
     master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "300", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment
-    )
+    terminal = {"TERM": "xterm", "COLUMNS": "300", "NO_COLOR": "1"}
+    child = warm.start(COMMAND, *arguments, env=terminal, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     shown, sent = b"", False
     try:
@@ -314,12 +312,11 @@ def interrupt_at(text: str, *arguments: str) -> tuple[int, str]:
                 break
             shown += piece
             if not sent and text.encode() in shown:
-                child.send_signal(signal.SIGINT)
+                os.kill(child.pid or 0, signal.SIGINT)
                 sent = True
-        return child.wait(60), shown.decode(errors="replace")
+        return warm.ended(child), shown.decode(errors="replace")
     finally:
         child.kill()
-        child.wait()
         os.close(master)
 
 

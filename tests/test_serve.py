@@ -9,8 +9,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ import pytest
 import uvicorn
 
 import polyprag
+import warm
 from conftest import make_model, make_tokenizer
 from polyprag import Document, Store
 from polyprag.engine import Engine
@@ -595,15 +594,17 @@ def test_the_command_reloads_on_sighup_and_finishes_on_sigterm(
     make_store: MakeStore, tmp_path: Path, model_folder: Path, alone: Engine
 ) -> None:
     path = make_store(tmp_path / "mills.polyprag", DOCUMENTS, unrouted=1)
-    command = [sys.executable, "-m", "polyprag", "serve", str(path), "--port", "0", "--poll", "0"]
+    command = ["serve", str(path), "--port", "0", "--poll", "0"]
     command += ["--model", str(model_folder), "--device", "cpu", "--dtype", "fp32", "--attention", "eager"]
     command += ["--log-level", "warning", "--json"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "POLYPRAG_API_KEY": "k"}
+    out, into = os.pipe()
+    process = warm.start(
+        "import polyprag.cli; polyprag.cli.main()", *command, env={"POLYPRAG_API_KEY": "k"}, stdout=into
     )
+    os.close(into)
     try:
-        assert process.stdout is not None
-        said = json.loads(process.stdout.readline())
+        with open(out) as lines:
+            said = json.loads(lines.readline())
         address = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/v1", said["url"])
         assert address is not None
         assert said["store"] == str(path)
@@ -611,7 +612,7 @@ def test_the_command_reloads_on_sighup_and_finishes_on_sigterm(
         served = Served(alone, port, "k")
         assert ask(served.client(), QUESTIONS[2]).choices[0].message.content == alone.ask(QUESTIONS[2]).text
         add_routed(path, "island", 5)
-        process.send_signal(signal.SIGHUP)
+        os.kill(process.pid or 0, signal.SIGHUP)
         served.until(lambda health: health["generation"] == 2)
         # Told to stop in the middle of an answer, and with another that waits: both come to their end.
         events = ask(served.client(), QUESTIONS[3], stream=True, max_tokens=440, stop=["\x7f"])
@@ -619,18 +620,16 @@ def test_the_command_reloads_on_sighup_and_finishes_on_sigterm(
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(ask, served.client(), QUESTIONS[4], max_tokens=200, stop=["\x7f"])
             served.until(lambda health: health["running"] == 2)
-            process.send_signal(signal.SIGTERM)
+            os.kill(process.pid or 0, signal.SIGTERM)
             chunks = [first, *events]
             assert chunks[-1].choices[0].finish_reason is not None
             assert sum(len(c.choices[0].delta.content or "") for c in chunks) > 200
             assert other.result().choices[0].finish_reason is not None
-        assert process.wait(60) == 0
+        assert warm.ended(process) == 0
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", port))
     finally:
         process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
 
 
 def test_an_address_in_use_is_told_before_a_model_is_loaded(path: Path) -> None:

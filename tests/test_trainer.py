@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import warm
 from polyprag._polyprag import Document
 from polyprag.augment import Augmentation, Pair
 from polyprag.batches import Order
@@ -280,9 +279,7 @@ except KeyboardInterrupt:
 def test_a_real_interrupt_and_a_real_kill_cost_no_bit(tiny_base: BaseModel, tmp_path: Path) -> None:
     interrupted, killed = tmp_path / "interrupted.pt", tmp_path / "killed.pt"
     script = SCRIPT.format(tests=str(Path(__file__).parent), interrupted=str(interrupted), killed=str(killed))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
-    assert ended.returncode == -signal.SIGKILL
+    assert warm.ended(warm.start(script)) == -signal.SIGKILL
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import warm
 from polyprag.errors import InvalidInput
 from polyprag.models import BaseModel
 from polyprag.trainer import Progress, TrainSettings, forget, train
@@ -87,10 +87,13 @@ def test_two_processes_train_what_one_trains(
     """20 steps and more in fp32, the last batch of an epoch smaller than the others; and with the base model
     in parts, where one process has no sample of the last batch.
     """
-    script = tmp_path / "script.py"
-    script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), "utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    subprocess.run([str(c) for c in command], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    script = PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # What torchrun tells each; the command line is tested with torchrun itself.
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [warm.start(script, env={**world, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(2)]
+    assert [warm.ended(process) for process in both] == [0, 0]
     tied = BaseModel(build_model(tie_word_embeddings=True), tiny_base.tokenizer, "tied")
     thirds, sevenths = replace(SMALL, batch_size=3, epochs=7), replace(SMALL, batch_size=7, epochs=3)
     alone = train(tiny_base, facts(tiny_base), 4, thirds)
@@ -169,14 +172,7 @@ def test_a_kill_at_any_write_costs_no_bit(tiny_base: BaseModel, tmp_path: Path) 
     """SIGKILL before syncs, renames and writes, spread over the run; then the same command again."""
     calls = range(1, 60) if "POLYPRAG_PROOF" in os.environ else (2, 23, 44, 46, 47, 48)
     script = KILLED.format(tests=str(Path(__file__).parent), calls=tuple(calls), folder=str(tmp_path))
-    ended = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
+    assert warm.ended(warm.start(script)) == 0
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
