@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from polyprag import Combination, Document
+from polyprag.combining import strength_beside_passages
 from polyprag.encode import Recipe, add, encode
 from polyprag.engine import Engine
 from polyprag.errors import CorpusError, InvalidInput
@@ -202,9 +203,28 @@ def test_combine_takes_the_route_of_other_documents(
     Combine(engine, k=1, documents={q.id: ("d5", "d4") for q in QUESTIONS}).answer(QUESTIONS)
     (own, passages), (other, same_passages) = asked
     assert passages == same_passages
-    expected = engine.store.combined_route(["d5", "d4"])
+    expected = strength_beside_passages(engine.store.spec.phi) * engine.store.combined_route(["d5", "d4"])
     assert all(np.array_equal(route, expected) for route in other)
     assert not any(np.array_equal(route, expected) for route in own)
+
+
+def test_a_route_beside_passages_has_the_strength_that_is_asked_for(
+    engine: Engine, asked: list[tuple[list[Any], list[list[str]] | None]]
+) -> None:
+    whole = Combine(engine, strength=1.0).answer(QUESTIONS)
+    nothing = Combine(engine, strength=0.0).answer(QUESTIONS)
+    (routes, passages), (none, _) = asked
+    hits = [engine.store.search(q.question, 1) for q in QUESTIONS]
+    assert all(
+        np.array_equal(r, engine.store.combined_route([h[0].id])) for r, h in zip(routes, hits, strict=True)
+    )
+    assert not np.any(none)
+    bare: list[Any] = [None] * len(QUESTIONS)
+    expected = engine.answer([q.question for q in QUESTIONS], bare, passages=passages)
+    assert [p.text for p in nothing] == expected != [p.text for p in whole]
+    identities = {json.dumps(Combine(engine, strength=s).identity(QUESTIONS[0])) for s in (None, 0.25, 1.0)}
+    assert len(identities) == 3 - (strength_beside_passages(engine.store.spec.phi) == 1.0)
+    assert (strength_beside_passages("linear"), strength_beside_passages("sigmoid")) == (0.5, 1.0)
 
 
 def test_the_amortised_router_makes_the_routes_that_adding_would(

@@ -27,6 +27,7 @@ import polyprag
 import warm
 from conftest import make_model, make_tokenizer
 from polyprag import Document, Store
+from polyprag.combining import strength_beside_passages
 from polyprag.engine import Engine
 from polyprag.errors import InvalidInput
 from polyprag.models import BaseModel
@@ -237,9 +238,15 @@ def test_documents_by_the_field_of_ones_own(served: Served, alone: Engine) -> No
         ({"documents": ["d3", "d5"]}, store.combined_route(["d3", "d5"]), []),
         ({"documents": ["d3", "d5"], "rule": "sum"}, store.combined_route(["d3", "d5"], [1, 1]), []),
         ({"documents": ["d5", "d3"], "rule": "first"}, store.combined_route(["d5"]), []),
+        ({"documents": ["d3"], "strength": 0.25}, 0.25 * store.combined_route(["d3"]), []),
+        (
+            {"documents": ["d3"], "strength": 0.75, "combine": True},
+            0.75 * store.combined_route(["d3"]),
+            ["Mill denim\nThe denim mill stands in Ost."],
+        ),
         (
             {"documents": ["d3", "d5"], "combine": True, "passages": 2},
-            store.combined_route(["d3", "d5"]),
+            strength_beside_passages(store.spec.phi) * store.combined_route(["d3", "d5"]),
             ["Mill denim\nThe denim mill stands in Ost.", "Mill fjord\nThe fjord mill stands in Ost."],
         ),
     ):

@@ -11,6 +11,19 @@ from polyprag.errors import InvalidInput
 
 CombinationRule = Literal["mean", "score", "first", "sum"]
 
+# A whole route is loud: it answers by the habits of its training, whatever the passage says. At half of its
+# strength it answers as well and lets the model read (docs/method.md, "A route beside a passage").
+BESIDE_PASSAGES = 0.5
+
+
+def strength_beside_passages(phi: str) -> float:
+    """What a route is multiplied by where passages are in the prompt, too (Combine).
+
+    phi: of the store. Weights that sum to 1 (``sigmoid``, ``softmax``: Poly-PRAG, PRAG and DyPRAG as
+    published) stay whole.
+    """
+    return BESIDE_PASSAGES if phi == "linear" else 1.0
+
 
 def combination_weights(
     scores: NDArray[np.floating] | list[float], rule: CombinationRule = "mean", temperature: float = 1.0

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyprag._polyprag import Document, Store
+from polyprag.combining import strength_beside_passages
 from polyprag.engine import Engine
 from polyprag.errors import InvalidInput
 from polyprag.models import passage_text
@@ -63,6 +64,9 @@ class Library:
         if asked.combine and sources:
             first = store.documents([source["id"] for source in sources[: asked.passages]])
             passages = [_passage(document) for document in first]
+        if route is not None:
+            own = strength_beside_passages(store.spec.phi) if passages else 1.0
+            route = route * np.float32(own if asked.strength is None else asked.strength)
         return Found(route, sources, passages, store.generation)
 
     def _given(

@@ -107,7 +107,8 @@ class Extension(_Strict):
     k, rule, temperature: as in :meth:`polyprag.Engine.ask`; None is what the store was trained for.
     documents: ids, whose routes are combined instead of those that BM25 finds, with equal weights (``mean``)
     unless ``rule`` is ``sum`` or ``first``. combine: the texts of the first ``passages`` documents are put
-    into the prompt as well (Combine).
+    into the prompt as well (Combine). strength: what the combined route is multiplied by; None is 1, and
+    beside passages :func:`polyprag.combining.strength_beside_passages`.
     """
 
     k: int | None = Field(default=None, ge=1, le=1000)
@@ -116,6 +117,7 @@ class Extension(_Strict):
     documents: list[str | int] | None = Field(default=None, min_length=1, max_length=1000)
     combine: bool = False
     passages: int = Field(default=1, ge=1, le=100)
+    strength: float | None = Field(default=None, ge=0, le=10)
 
     @model_validator(mode="after")
     def _one_way(self) -> Extension:
