@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,6 @@ def test_the_file_has_no_name_and_a_full_disk_is_told(
         states.read(range(20))
     assert told.value.errno == errno.ENOSPC
     states.close()
-    monkeypatch.setattr("polyprag.states._free", lambda folder: 1000)
+    monkeypatch.setattr("polyprag.states.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     assert States.of(tiny_base, routed, samples_of(tiny_base), None) is None
     routed.detach()

@@ -48,8 +48,6 @@ class States:
         self._groups = [order[i : i + GROUP] for i in range(0, len(order), GROUP)]
         self._group_of = {i: number for number, group in enumerate(self._groups) for i in group}
         self._there = bytearray(len(self._groups))
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
 
     @classmethod
@@ -66,8 +64,11 @@ class States:
         lower = _Lower.of(base, routed)
         if lower is None:
             return None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder or tempfile.gettempdir()).free
         needed = sum(len(s.ids) for s in samples) * lower.width * base.model.dtype.itemsize
-        if needed > min(_MOST, _free(folder) // 2):
+        if needed > min(_MOST, free // 2):
             return None
         return cls(base, lower, samples, folder)
 
@@ -184,10 +185,3 @@ class _Lower:
             and whole.shape == entered.shape
             and bool(torch.allclose(whole, entered, rtol=1e-3, atol=1e-3 * float(whole.abs().max())))
         )
-
-
-def _free(folder: Path | None) -> int:
-    path = Path(tempfile.gettempdir()) if folder is None else folder
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
