@@ -287,10 +287,14 @@ def test_the_folder_of_a_new_store_is_made(
 # Small steps, and slow ones: a tiny model is trained before somebody has pressed a key.
 COMMAND = """
 import time
-import polyprag.augment.local, polyprag.cli, polyprag.progress
+import polyprag.augment.local, polyprag.cli
+from polyprag.progress import Bars
+
+def slowly(show):
+    return lambda *what: (show(*what), time.sleep(0.5))
+
 polyprag.augment.local.DOCUMENTS_A_STEP = 4
-show = polyprag.progress.Bars.training
-polyprag.progress.Bars.training = lambda self, progress: (show(self, progress), time.sleep(0.5))
+Bars.augmenting, Bars.training = slowly(Bars.augmenting), slowly(Bars.training)
 polyprag.cli.main()
 """
 
