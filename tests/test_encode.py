@@ -316,9 +316,9 @@ def interrupt_at(text: str, *arguments: str) -> tuple[int, str]:
                 break
             shown += piece
             if not sent and text.encode() in shown:
-                os.kill(child.pid or 0, signal.SIGINT)
+                warm.send(child, signal.SIGINT)
                 sent = True
-        return warm.ended(child), shown.decode(errors="replace")
+        return warm.ended(child, 60), shown.decode(errors="replace")
     finally:
         child.kill()
         os.close(master)

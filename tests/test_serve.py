@@ -619,7 +619,7 @@ def test_the_command_reloads_on_sighup_and_finishes_on_sigterm(
         served = Served(alone, port, "k")
         assert ask(served.client(), QUESTIONS[2]).choices[0].message.content == alone.ask(QUESTIONS[2]).text
         add_routed(path, "island", 5)
-        os.kill(process.pid or 0, signal.SIGHUP)
+        warm.send(process, signal.SIGHUP)
         served.until(lambda health: health["generation"] == 2)
         # Told to stop in the middle of an answer, and with another that waits: both come to their end.
         events = ask(served.client(), QUESTIONS[3], stream=True, max_tokens=440, stop=["\x7f"])
@@ -627,12 +627,12 @@ def test_the_command_reloads_on_sighup_and_finishes_on_sigterm(
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(ask, served.client(), QUESTIONS[4], max_tokens=200, stop=["\x7f"])
             served.until(lambda health: health["running"] == 2)
-            os.kill(process.pid or 0, signal.SIGTERM)
+            warm.send(process, signal.SIGTERM)
             chunks = [first, *events]
             assert chunks[-1].choices[0].finish_reason is not None
             assert sum(len(c.choices[0].delta.content or "") for c in chunks) > 200
             assert other.result().choices[0].finish_reason is not None
-        assert warm.ended(process) == 0
+        assert warm.ended(process, 60) == 0
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", port))
     finally:

@@ -254,12 +254,10 @@ def test_a_finished_checkpoint_gives_its_result_again(tiny_base: BaseModel, tmp_
 
 
 SCRIPT = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_trainer import BaseModel, SMALL, facts, replace, torch, train
+from test_trainer import BaseModel, SMALL, facts, replace, train
 from conftest import make_model, make_tokenizer
-torch.set_num_threads(1)
 base = BaseModel(make_model(), make_tokenizer(), "tiny")
 
 def run(number, seconds, checkpoint):
@@ -278,7 +276,7 @@ except KeyboardInterrupt:
 
 def test_a_real_interrupt_and_a_real_kill_cost_no_bit(tiny_base: BaseModel, tmp_path: Path) -> None:
     interrupted, killed = tmp_path / "interrupted.pt", tmp_path / "killed.pt"
-    script = SCRIPT.format(tests=str(Path(__file__).parent), interrupted=str(interrupted), killed=str(killed))
+    script = SCRIPT.format(interrupted=str(interrupted), killed=str(killed))
     assert warm.ended(warm.start(script)) == -signal.SIGKILL
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

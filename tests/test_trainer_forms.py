@@ -47,17 +47,13 @@ def test_a_run_that_had_no_memory_left_goes_on_with_less(tiny_base: BaseModel, t
 
 
 PROCESSES = """
-import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
 from test_trainer import SMALL, facts, replace
 from test_trainer_forms import keep
 from conftest import make_model, make_tokenizer
 from polyprag.models import BaseModel
 from polyprag.trainer import train
 from polyprag.world import launched
-import torch
-torch.set_num_threads(1)
 base = BaseModel(make_model(), make_tokenizer(), "tiny")
 with launched() as world:
     for rows, size in (("memory", 3), ("files", 3), ("shard", 7)):
@@ -87,7 +83,7 @@ def test_two_processes_train_what_one_trains(
     """20 steps and more in fp32, the last batch of an epoch smaller than the others; and with the base model
     in parts, where one process has no sample of the last batch.
     """
-    script = PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    script = PROCESSES.format(folder=str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     # What torchrun tells each; the command line is tested with torchrun itself.
@@ -136,10 +132,8 @@ def test_rows_in_files_train_to_the_same_bits(tiny_base: BaseModel, tmp_path: Pa
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_trainer import BaseModel, SMALL, facts, replace, torch, train
+from test_trainer import BaseModel, SMALL, facts, replace, train
 from conftest import make_model, make_tokenizer
-torch.set_num_threads(1)
 base = BaseModel(make_model(), make_tokenizer(), "tiny")
 samples = facts(base)
 
@@ -171,7 +165,7 @@ for call in {calls}:
 def test_a_kill_at_any_write_costs_no_bit(tiny_base: BaseModel, tmp_path: Path) -> None:
     """SIGKILL before syncs, renames and writes, spread over the run; then the same command again."""
     calls = range(1, 60) if "POLYPRAG_PROOF" in os.environ else (2, 23, 44, 46, 47, 48)
-    script = KILLED.format(tests=str(Path(__file__).parent), calls=tuple(calls), folder=str(tmp_path))
+    script = KILLED.format(calls=tuple(calls), folder=str(tmp_path))
     assert warm.ended(warm.start(script)) == 0
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

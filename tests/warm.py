@@ -45,8 +45,14 @@ def start(
     return process
 
 
-def ended(process: ForkServerProcess, seconds: float = 120) -> int:
-    """Wait for a process; its exit code, which is negative for a signal."""
+def send(process: ForkServerProcess, number: int) -> None:
+    """Send a signal to a process."""
+    assert process.pid is not None
+    os.kill(process.pid, number)
+
+
+def ended(process: ForkServerProcess, seconds: float | None = None) -> int:
+    """Wait for a process, so many seconds at most; its exit code, which is negative for a signal."""
     process.join(seconds)
     if process.exitcode is None:
         process.kill()

@@ -64,9 +64,11 @@ class Library:
         if asked.combine and sources:
             first = store.documents([source["id"] for source in sources[: asked.passages]])
             passages = [_passage(document) for document in first]
-        if route is not None:
-            own = strength_beside_passages(store.spec.phi) if passages else 1.0
-            route = route * np.float32(own if asked.strength is None else asked.strength)
+        strength = asked.strength
+        if strength is None and passages:
+            strength = strength_beside_passages(store.spec.phi)
+        if route is not None and strength is not None:
+            route = route * np.float32(strength)
         return Found(route, sources, passages, store.generation)
 
     def _given(

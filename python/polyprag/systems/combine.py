@@ -55,7 +55,8 @@ class Combine:
             routes = [self.engine.combine(hits, rule, temperature)[0] for hits in found]
         else:
             routes = [combined(store, self.documents[q.id], self.rule) for q in questions]
-        routes = [None if route is None else route * np.float32(self._strength) for route in routes]
+        strength = np.float32(self._strength)
+        routes = [None if route is None else route * strength for route in routes]
         routed = time.perf_counter()
         spent: dict[int, Spent] = {}
         texts = self.engine.answer([q.question for q in questions], routes, passages=passages, spent=spent)
