@@ -57,6 +57,7 @@ from polyprag.jsonl import append_lines, read_jsonl, read_resumable
 from polyprag.models import BaseModel, load_base_model
 from polyprag.progress import Bars, system_bar
 from polyprag.recipes import recipe_of, with_settings
+from polyprag.text import normalise
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("POLYPRAG_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=100, help="questions a set")
     parser.add_argument("--skip", type=int, default=0, help="leave out so many questions first: another draw")
     parser.add_argument("--seed", type=int, default=0, help="seed of training and of the wrong documents")
+    parser.add_argument("--yes-no", action="store_true", help="popqa: ask whether X is what the answer says")
     parser.add_argument("--passages", type=int, default=1, help="passages in the prompts; documents of cwq")
     parser.add_argument("--haystack", action="store_true", help="search among the 47,208 passages, too")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="train.epochs=8")
@@ -140,6 +142,7 @@ class Experiment:
             "haystack": a.haystack or self.data == "cwq",
             "set": self.settings if trained else [],
             "added": a.added if trained else 0,
+            "yes_no": a.yes_no,
         }
 
     @property
@@ -150,7 +153,7 @@ class Experiment:
         done = {
             (row["row"], row["variant"])
             for row in read_resumable(self.arguments.json)
-            if all(row.get(k) == v for k, v in self.key.items())
+            if all(row.get(k, False) == v for k, v in self.key.items())
         }
         print(f"{self.data}, {self.system}: {json.dumps(self.key)}", flush=True)
         if self.expected() <= done:
@@ -229,6 +232,8 @@ class Experiment:
     @cached_property
     def sample(self) -> EvaluationSet:
         a = self.arguments
+        if a.yes_no:
+            return asked_by_yes_no(corpus(self.data, a.documents, a.questions, a.skip))
         if self.data == "cwq":
             return found_documents(a.work, a.documents, a.questions, a.skip, a.passages)
         return corpus(self.data, a.documents, a.questions, a.skip)
@@ -392,20 +397,43 @@ def corpus(data: SetName, size: int, questions: int, skip: int) -> EvaluationSet
     return EvaluationSet(tuple(documents.values()), asked.questions)
 
 
+def asked_by_yes_no(sample: EvaluationSet) -> EvaluationSet:
+    """PopQA's questions as "Is X an actor?", in turn with the answer and with one that X's document lacks."""
+    texts = {d.id: normalise(f"{d.title} {d.text}") for d in sample.documents}
+    questions = []
+    for number, question in enumerate(sample.questions):
+        others = [q for q in sample.questions if q.type == question.type]
+        random.Random(question.question).shuffle(others)
+        text = " ".join(texts[id] for id in question.documents)
+        answer = question.answers[0]
+        if number % 2:
+            answer = next(q.answers[0] for q in others if normalise(q.answers[0]) not in text)
+        if found := re.fullmatch(r"What is (.+?)['’]s? occupation\?", question.question):
+            asked = f"Is {found[1]} {'an' if answer[0].lower() in 'aeiou' else 'a'} {answer}?"
+        elif found := re.fullmatch(r"In what city was (.+) born\?", question.question):
+            asked = f"Was {found[1]} born in {answer}?"
+        else:
+            raise SystemExit(f"--yes-no: there is no form for {question.question!r}")
+        told = "no" if number % 2 else "yes"
+        questions.append(replace(question, question=asked, answers=(told,), type=told))
+    return EvaluationSet(sample.documents, tuple(questions))
+
+
 # -- tables ------------------------------------------------------------
 
-_GROUP = ("data", "model", "documents", "questions", "skip", "seed", "passages", "haystack")
+_GROUP = ("data", "model", "documents", "questions", "skip", "seed", "passages", "haystack", "yes_no")
 
 
 def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """For each set and size: every row with its interval, then the differences."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(json.dumps([row[k] for k in _GROUP]), []).append(row)
+        groups.setdefault(json.dumps([row.get(k, False) for k in _GROUP]), []).append(row)
     for members in groups.values():
         first = members[0]
         title = f"{first['data']}: {first['questions']} questions, {first['documents']} documents"
         title += f", seed {first['seed']}"
+        title += ", by yes or no" if first.get("yes_no") else ""
         title += ", searched among 47,208" if first["haystack"] else ""
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(["system", "row", "codec", "F1", "interval", "EM", "no leaks"]):

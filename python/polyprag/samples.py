@@ -13,6 +13,7 @@ from polyprag._polyprag import Document
 from polyprag.augment import Augmentation
 from polyprag.errors import InvalidInput
 from polyprag.models import passage_text, question_prompt
+from polyprag.yes_no import yes_no_pairs
 
 LossOn = Literal["all", "answer"]
 
@@ -24,32 +25,39 @@ class SampleSettings:
     ``with_passage``: how many of its pairs come once more behind the passage (the first behind the passage
     itself, the second behind its rewrite, and so on in turn). Of a fraction the documents take turns: 0.25 is
     one pair in every fourth epoch. Every pair comes without.
+    ``yes_no``: in what share of the epochs each question comes that yes or no answers, made of the pairs
+    (:mod:`polyprag.yes_no`); they take turns. Its loss counts the answer alone: the half of them says what
+    is not so.
     """
 
     with_passage: float = 0.25
+    yes_no: float = 0.25
     passage_tokens: int = 96
     loss_on: LossOn = "all"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.with_passage) and self.with_passage >= 0):
             raise InvalidInput(f"with_passage is a number of at least 0, not {self.with_passage}")
+        if not 0 <= self.yes_no <= 1:
+            raise InvalidInput(f"yes_no is a share between 0 and 1, not {self.yes_no}")
 
 
 @dataclass(frozen=True)
 class Sample:
     """Token ids under one document's route; the loss counts from ``loss_from`` on.
 
-    ``share``: of the epochs that it is trained in, above 0; the documents take turns.
+    ``share``: of the epochs that it is trained in, above 0; samples take turns, by their ``turn``.
     """
 
     document: int
     ids: tuple[int, ...]
     loss_from: int
     share: float = 1.0
+    turn: int = 0
 
     def in_epoch(self, epoch: int) -> bool:
         """Whether it is trained in epoch number ``epoch``."""
-        turn = self.document + epoch
+        turn = self.turn + epoch
         return math.floor((turn + 1) * self.share) > math.floor(turn * self.share)
 
 
@@ -73,13 +81,18 @@ def build_samples(
         for number, pair in enumerate(augmentation.pairs[: math.ceil(settings.with_passage)]):
             prompt = question_prompt(pair.question, [passages[number % len(passages)]])
             sample = _sample(tokenizer, row, prompt, pair.answer, settings)
-            samples.append(replace(sample, share=min(settings.with_passage - number, 1.0)))
+            samples.append(replace(sample, share=min(settings.with_passage - number, 1.0), turn=row))
         if not augmentation.pairs:
             samples.append(_sample(tokenizer, row, "", passages[0], settings))
         samples += [
             _sample(tokenizer, row, question_prompt(pair.question), pair.answer, settings)
             for pair in augmentation.pairs
         ]
+    if settings.yes_no:
+        answer_alone = replace(settings, loss_on="answer")
+        for turn, (row, pair) in enumerate(yes_no_pairs(documents, augmentations)):
+            sample = _sample(tokenizer, row, question_prompt(pair.question), pair.answer, answer_alone)
+            samples.append(replace(sample, share=settings.yes_no, turn=turn))
     return [s for s in samples if len(s.ids) > max(s.loss_from, 1)]
 
 
