@@ -126,18 +126,6 @@ def test_leaks() -> None:
     assert result.pairs[1].jaccard == pytest.approx(7 / 8)
 
 
-def test_a_question_that_training_makes_of_a_pair_is_a_leak() -> None:
-    questions = _asked(
-        "Was the Tern born in Ost?", "Was the Tern born in Lindau?", "Where was the Tern born?"
-    )
-    result = leaked(questions, [("Where was the Tern born?", "Ost")], threshold=1.0)
-    assert [(leak.question, leak.training_question) for leak in result.pairs] == [
-        ("q2", "Where was the Tern born?"),
-        ("q0", "Was the Tern born in Ost?"),
-    ]
-    assert len(leaked(questions, [("Where was the Tern born?", "yes")], threshold=1.0)) == 1
-
-
 def test_exactly_the_threshold_is_a_leak() -> None:
     assert len(leaked(_asked("b c d e f"), [("b c d e", "")])) == 1  # 4 of 5
     assert len(leaked(_asked("b c d e f"), [("b c d g e", "")])) == 0  # 4 of 6

@@ -580,6 +580,14 @@ def test_samples_end_where_asking_ends_and_begin_there(tiny_base: BaseModel) -> 
     assert {s.document for s in samples} == {0}
 
 
+def test_of_a_question_with_yes_or_no_only_the_answer_is_learnt(tiny_base: BaseModel) -> None:
+    pairs = (Pair("Is Ost old?", "Yes"), Pair("Is Ost a mill?", "no"), Pair("How is Ost?", "old"))
+    written = Augmentation("d", pairs)
+    samples = build_samples([Document("d", "Ost is old.")], [written], tiny_base.tokenizer)
+    learnt = [str(tiny_base.tokenizer.decode(s.ids[s.loss_from :])) for s in samples]
+    assert learnt == [" Yes<end>", " Yes<end>", " no<end>", "Question: How is Ost?\nAnswer: old<end>"]
+
+
 @pytest.mark.parametrize(("share", "times"), [(0.25, 1), (0, 0), (0.5, 2), (1, 4), (1.5, 6)])
 def test_documents_take_turns_to_give_their_passage(tiny_base: BaseModel, share: float, times: int) -> None:
     documents = [Document(i, f"Ost {i} is old.") for i in range(8)]

@@ -73,7 +73,7 @@ class Recipe:
     augment: AugmentSettings = AugmentSettings()
     samples: SampleSettings = SampleSettings()
     train: TrainSettings = TrainSettings()
-    add_samples: SampleSettings = SampleSettings(with_passage=0, yes_no=0, loss_on="answer")
+    add_samples: SampleSettings = SampleSettings(with_passage=0, loss_on="answer")
     add_epochs: int = 12
     add_code_lr: float = 1.0
     teacher: TrainSettings | None = None

@@ -65,7 +65,7 @@ def recipe_of(system: System = "polyprag") -> Recipe:
     whole = replace(TrainSettings(), from_depth=0.0)
     train = replace(whole, **_TRAIN[system])
     teacher = replace(whole, **_TRAIN["prag"]) if system == "dyprag" else None
-    return Recipe(samples=SampleSettings(with_passage=1.0, yes_no=0.0), train=train, teacher=teacher)
+    return Recipe(samples=SampleSettings(with_passage=1.0), train=train, teacher=teacher)
 
 
 def with_settings(recipe: _T, settings: Iterable[str]) -> _T:

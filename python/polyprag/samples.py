@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from polyprag._polyprag import Document
 from polyprag.augment import Augmentation
+from polyprag.augment.checks import YES_NO
 from polyprag.errors import InvalidInput
 from polyprag.models import passage_text, question_prompt
-from polyprag.yes_no import yes_no_pairs
+from polyprag.text import normalise
 
 LossOn = Literal["all", "answer"]
 
@@ -24,40 +25,34 @@ class SampleSettings:
 
     ``with_passage``: how many of its pairs come once more behind the passage (the first behind the passage
     itself, the second behind its rewrite, and so on in turn). Of a fraction the documents take turns: 0.25 is
-    one pair in every fourth epoch. Every pair comes without.
-    ``yes_no``: in what share of the epochs each question comes that yes or no answers, made of the pairs
-    (:mod:`polyprag.yes_no`); they take turns. Its loss counts the answer alone: the half of them says what
-    is not so.
+    one pair in every fourth epoch. Every pair comes without. ``loss_on`` all tokens, or the answer's alone;
+    where that is yes or no it is always the answer's, since such a question may well say what is not so.
     """
 
     with_passage: float = 0.25
-    yes_no: float = 0.25
     passage_tokens: int = 96
     loss_on: LossOn = "all"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.with_passage) and self.with_passage >= 0):
             raise InvalidInput(f"with_passage is a number of at least 0, not {self.with_passage}")
-        if not 0 <= self.yes_no <= 1:
-            raise InvalidInput(f"yes_no is a share between 0 and 1, not {self.yes_no}")
 
 
 @dataclass(frozen=True)
 class Sample:
     """Token ids under one document's route; the loss counts from ``loss_from`` on.
 
-    ``share``: of the epochs that it is trained in, above 0; samples take turns, by their ``turn``.
+    ``share``: of the epochs that it is trained in, above 0; the documents take turns.
     """
 
     document: int
     ids: tuple[int, ...]
     loss_from: int
     share: float = 1.0
-    turn: int = 0
 
     def in_epoch(self, epoch: int) -> bool:
         """Whether it is trained in epoch number ``epoch``."""
-        turn = self.turn + epoch
+        turn = self.document + epoch
         return math.floor((turn + 1) * self.share) > math.floor(turn * self.share)
 
 
@@ -81,18 +76,13 @@ def build_samples(
         for number, pair in enumerate(augmentation.pairs[: math.ceil(settings.with_passage)]):
             prompt = question_prompt(pair.question, [passages[number % len(passages)]])
             sample = _sample(tokenizer, row, prompt, pair.answer, settings)
-            samples.append(replace(sample, share=min(settings.with_passage - number, 1.0), turn=row))
+            samples.append(replace(sample, share=min(settings.with_passage - number, 1.0)))
         if not augmentation.pairs:
             samples.append(_sample(tokenizer, row, "", passages[0], settings))
         samples += [
             _sample(tokenizer, row, question_prompt(pair.question), pair.answer, settings)
             for pair in augmentation.pairs
         ]
-    if settings.yes_no:
-        answer_alone = replace(settings, loss_on="answer")
-        for turn, (row, pair) in enumerate(yes_no_pairs(documents, augmentations)):
-            sample = _sample(tokenizer, row, question_prompt(pair.question), pair.answer, answer_alone)
-            samples.append(replace(sample, share=settings.yes_no, turn=turn))
     return [s for s in samples if len(s.ids) > max(s.loss_from, 1)]
 
 
@@ -106,7 +96,8 @@ def _sample(
     tokenizer: PreTrainedTokenizerBase, row: int, prompt: str, answer: str, settings: SampleSettings
 ) -> Sample:
     # Tokenised apart, because asking ends at the prompt: its last token must be the same in both.
+    answer_alone = settings.loss_on == "answer" or normalise(answer) in YES_NO
     head = tokenizer(prompt).input_ids
     tail = tokenizer(f" {answer}" if prompt else answer, add_special_tokens=False).input_ids
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return Sample(row, tuple(head + tail + end), len(head) if settings.loss_on == "answer" else 0)
+    return Sample(row, tuple(head + tail + end), len(head) if answer_alone else 0)

@@ -516,8 +516,7 @@ def _key(
     model = [fingerprint(base), str(base.model.dtype)]
     digest.update(json.dumps([model, documents, recipe], sort_keys=True).encode())
     for sample in samples:
-        turns = (sample.share, sample.turn)
-        digest.update(repr((sample.document, sample.ids, sample.loss_from, turns)).encode())
+        digest.update(repr((sample.document, sample.ids, sample.loss_from, sample.share)).encode())
     if frozen is not None:
         for array in (
             *(frozen.experts[name] for name in sorted(frozen.experts)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,7 +13,6 @@ from polyprag.corpus import DocumentId
 from polyprag.errors import InvalidInput
 from polyprag.evaluation.data import Question
 from polyprag.text import normalise, tokens
-from polyprag.yes_no import so_asked
 
 _Draw: TypeAlias = tuple[tuple[DocumentId, ...], ...]
 
@@ -148,8 +147,7 @@ def leaked(
     questions: Sequence[Question], training_pairs: Iterable[tuple[str, str]], threshold: float = 0.8
 ) -> Leaks:
     """Training pairs (question, answer) whose question equals a test question after normalisation, or whose
-    set of tokens has a Jaccard index of at least ``threshold`` with it; or those of the question with the
-    answer yes that training makes of the pair (:mod:`polyprag.yes_no`).
+    set of tokens has a Jaccard index of at least ``threshold`` with it.
 
     Exact, by an inverted index over prefixes (Bayardo et al., 2007): sets that overlap so much share one of
     their few rarest tokens, and only those few are looked up.
@@ -172,7 +170,7 @@ def leaked(
             index[token].append(place)
 
     found: list[Leak] = []
-    for number, training_question in _asked_in_training(training_pairs):
+    for number, (training_question, _) in enumerate(training_pairs):
         other = frozenset(tokens(training_question))
         candidates: set[int] = set()
         for token in _prefix(rarest_first(other), threshold):
@@ -183,12 +181,3 @@ def leaked(
             if jaccard >= threshold - 1e-9:
                 found.append(Leak(questions[place].id, number, training_question, jaccard))
     return Leaks(tuple(found), frozenset(leak.question for leak in found))
-
-
-def _asked_in_training(training_pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[int, str]]:
-    """(number of the pair, question): what training asks."""
-    for number, (question, answer) in enumerate(training_pairs):
-        yield number, question
-        so = so_asked(question, answer)
-        if so is not None:
-            yield number, so
