@@ -254,6 +254,15 @@ def test_a_log_gets_a_line_a_tenth() -> None:
     assert len(out.getvalue().splitlines()) == 11
 
 
+def test_a_log_tells_of_a_second_work_as_of_the_first() -> None:
+    out = io.StringIO()
+    with Bars(Console(file=out)) as bars:
+        for done in (5, 10, 1, 2, 20):
+            bars.reading(done, 10 if done < 20 else 20)
+    lines = [line.removesuffix(" documents") for line in out.getvalue().splitlines()]
+    assert lines == [f"Reading: {done}" for done in ("5 of 10", "10 of 10", "1 of 10", "2 of 10", "20 of 20")]
+
+
 def test_a_bar_is_drawn_on_a_terminal_alone(path: Path) -> None:
     def drawn(terminal: bool, shown: bool = True) -> str:
         file = io.StringIO()
