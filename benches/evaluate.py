@@ -38,7 +38,7 @@ from typing import Any, Literal, cast, get_args
 from rich.console import Console
 from rich.table import Table
 
-from common import machine
+from common import PRAG_RATE, machine
 from polyprag import Document, Store, recode
 from polyprag.augment import read_pairs
 from polyprag.corpus import UnifiedRow, content_id, read_unified
@@ -63,9 +63,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("POLYPRAG_DATA", REPOSITORY.parent / "shared" / "data"))
 RESULTS = REPOSITORY / "benches" / "results" / "evaluate.jsonl"
 TUNED_ON = 100  # the questions of benches/popqa.py
-# PRAG at its own settings answers hardly anything after one epoch of a model as small (docs/method.md). Of
-# 0.001, 0.003 and 0.01 its best rate is 0.003 (F1 .520, .613, .490).
-SETTINGS = {"prag": ["train.lora_lr=0.003", "train.epochs=4", 'train.schedule="linear"']}
+# PRAG at its own settings answers hardly anything after one epoch of a model as small (docs/method.md).
+SETTINGS = {"prag": [PRAG_RATE, "train.epochs=4", 'train.schedule="linear"']}
 
 BASE_ROWS = ("closed_book", "rag", "rag_gold")
 ROUTED_ROWS = (
@@ -104,7 +103,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what the results hold")
     arguments = parser.parse_args()
     if arguments.table:
-        tables(read_resumable(arguments.json), Console())
+        tables(kept_rows(arguments.json), Console())
         return
     if arguments.work is None:
         parser.error("--work is needed: a folder to resume from")
@@ -114,7 +113,7 @@ def main() -> None:
     for name in arguments.sets:
         for system in arguments.systems:
             Experiment(arguments, base, name, system).run()
-    tables(read_resumable(arguments.json), Console())
+    tables(kept_rows(arguments.json), Console())
 
 
 @dataclass
@@ -153,8 +152,8 @@ class Experiment:
     def run(self) -> None:
         done = {
             (row["row"], row["variant"])
-            for row in read_resumable(self.arguments.json)
-            if all(row.get(k, False) == v for k, v in self.key.items())
+            for row in kept_rows(self.arguments.json)
+            if all(row.get(k) == v for k, v in self.key.items())
         }
         print(f"{self.data}, {self.system}: {json.dumps(self.key)}", flush=True)
         if self.expected() <= done:
@@ -233,11 +232,11 @@ class Experiment:
     @cached_property
     def sample(self) -> EvaluationSet:
         a = self.arguments
-        if a.yes_no:
-            return asked_by_yes_no(corpus(self.data, a.documents, a.questions, a.skip))
         if self.data == "cwq":
-            return found_documents(a.work, a.documents, a.questions, a.skip, a.passages)
-        return corpus(self.data, a.documents, a.questions, a.skip)
+            found = found_documents(a.work, a.documents, a.questions, a.skip, a.passages)
+        else:
+            found = corpus(self.data, a.documents, a.questions, a.skip)
+        return asked_by_yes_no(found) if a.yes_no else found
 
     @cached_property
     def texts(self) -> Path:
@@ -403,24 +402,29 @@ def asked_by_yes_no(sample: EvaluationSet) -> EvaluationSet:
     texts = {d.id: normalise(f"{d.title} {d.text}") for d in sample.documents}
     questions = []
     for number, question in enumerate(sample.questions):
-        others = [q for q in sample.questions if q.type == question.type]
-        random.Random(question.question).shuffle(others)
-        text = " ".join(texts[id] for id in question.documents)
-        answer = question.answers[0]
+        told, answer = "yes", question.answers[0]
         if number % 2:
-            answer = next(q.answers[0] for q in others if normalise(q.answers[0]) not in text)
+            others = [q for q in sample.questions if q.type == question.type]
+            random.Random(question.question).shuffle(others)
+            text = " ".join(texts[id] for id in question.documents)
+            told, answer = "no", next(q.answers[0] for q in others if normalise(q.answers[0]) not in text)
         if found := re.fullmatch(r"What is (.+?)['’]s? occupation\?", question.question):
             asked = f"Is {found[1]} {'an' if answer[0].lower() in 'aeiou' else 'a'} {answer}?"
         elif found := re.fullmatch(r"In what city was (.+) born\?", question.question):
             asked = f"Was {found[1]} born in {answer}?"
         else:
             raise SystemExit(f"--yes-no: there is no form for {question.question!r}")
-        told = "no" if number % 2 else "yes"
         questions.append(replace(question, question=asked, answers=(told,), type=told))
     return EvaluationSet(sample.documents, tuple(questions))
 
 
-# -- tables ------------------------------------------------------------
+# -- results ------------------------------------------------------------
+
+
+def kept_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of results; those from before ``--yes-no`` asked without it."""
+    return [{"yes_no": False, **row} for row in read_resumable(path)]
+
 
 _GROUP = ("data", "model", "documents", "questions", "skip", "seed", "passages", "haystack", "yes_no")
 
@@ -429,12 +433,12 @@ def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """For each set and size: every row with its interval, then the differences."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(json.dumps([row.get(k, False) for k in _GROUP]), []).append(row)
+        groups.setdefault(json.dumps([row[k] for k in _GROUP]), []).append(row)
     for members in groups.values():
         first = members[0]
         title = f"{first['data']}: {first['questions']} questions, {first['documents']} documents"
         title += f", seed {first['seed']}"
-        title += ", by yes or no" if first.get("yes_no") else ""
+        title += ", by yes or no" if first["yes_no"] else ""
         title += ", searched among 47,208" if first["haystack"] else ""
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(["system", "row", "codec", "F1", "interval", "EM", "no leaks"]):

@@ -15,6 +15,7 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
+from common import PRAG_RATE
 from polyprag.evaluation.statistics import bootstrap_mean
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -62,10 +63,10 @@ def answers() -> Any:
     usual = [
         r for r in rows if r["data"] == "popqa" and r["seed"] == 0 and not r["added"] and not r["variant"]
     ]
-    named = {  # PRAG's at the best of its learning rates
+    named = {
         (r["system"], r["row"], r["documents"]): r
         for r in usual
-        if not r["set"] or (r["system"] == "prag" and "train.lora_lr=0.003" in r["set"])
+        if not r["set"] or (r["system"] == "prag" and PRAG_RATE in r["set"])
     }
     shown = [(name, parts, named[key]) for key, (name, parts) in ANSWERS.items() if key in named]
     asked = [q for q in shown[0][2]["f1_by_question"] if all(q in r["f1_by_question"] for _, _, r in shown)]

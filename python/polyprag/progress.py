@@ -47,7 +47,6 @@ class Bars:
         self._progress = _bars(console, MofNCompleteColumn(), shown)
         self._tasks: dict[str, TaskID] = {}
         self._log = console if shown and not console.is_terminal else None
-        self._done: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -71,18 +70,17 @@ class Bars:
         self._update("Training", progress.step, progress.steps, speed)
 
     def _update(self, name: str, done: int, total: int, note: str) -> None:
-        before = self._done.get(name, 0)
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total, note="")
-        elif done < before:  # another of its kind: LoRAs to learn from, then what learns from them
-            self._progress.reset(self._tasks[name])
-            before = 0
-        self._done[name] = done
+        task = self._progress.tasks[self._tasks[name]]  # none is ever removed
+        if done < task.completed:  # another of its kind: LoRAs to learn from, then what learns from them
+            self._progress.reset(task.id)
+        before = int(task.completed)
         if self._log is not None and 10 * done // max(1, total) > 10 * before // max(1, total):
             self._log.print(
                 f"{name}: {done:,} of {total:,} {note}", markup=False, highlight=False, soft_wrap=True
             )
-        self._progress.update(self._tasks[name], completed=done, total=total, note=note)
+        self._progress.update(task.id, completed=done, total=total, note=note)
 
 
 @contextmanager
