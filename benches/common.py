@@ -104,6 +104,8 @@ def median(sorted_values: list[float]) -> float:
 def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
     names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
+    used = {"device": cuda.get_device_name()} if cuda is not None and cuda.is_initialized() else {}
     return {
         "polyprag": version,
         "python": platform.python_version(),
@@ -111,6 +113,7 @@ def machine() -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
+        **used,
     }
 
 

@@ -39,7 +39,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ import torch
 from bm25 import DATA, read_passages, read_questions
 from common import EXPERTS, RANK, arguments, in_child, kept, median, memory, report, seconds
 from polyprag import Document, Engine, Module, Store, StoreSpec
+from polyprag.engine import attach_store
 from polyprag.generation import GenerationSettings, Spent
 from polyprag.layers import find_targets
 from polyprag.models import BaseModel, fingerprint, load_base_model, passage_text, question_prompt
@@ -335,6 +336,10 @@ def tokens(bench: Bench) -> None:
                 "merged": Way(bench.base.model, partial(engine.routed.route, merged)),
                 **others,
             }
+            if bench.base.device.type == "cuda":
+                other = replace(bench.base, model=copy.deepcopy(untouched))
+                by_kernel = attach_store(other, engine.store, kernels="triton")
+                ways["gates, by our kernel"] = Way(other.model, partial(by_kernel.route, several))
             take_turns(bench, "tokens", ways, batch, rounds, steps)
     with Engine.open(bench.path, bench.base) as engine:
         found = engine.forms.costs

@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", default=[], help="own and wrong route also in f32 q4 code(16)")
     parser.add_argument("--added", type=int, default=0, help="so many of the documents are added afterwards")
     parser.add_argument("--model", help="base model; default: the small one")
+    parser.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the base model")
     parser.add_argument("--work", type=Path, help="stores, augmentation and answers, to resume from")
     parser.add_argument("--note", default="", help="kept in the rows")
     parser.add_argument("--json", type=Path, default=RESULTS, help="append the rows here")
@@ -109,7 +110,7 @@ def main() -> None:
         parser.error("--work is needed: a folder to resume from")
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    base = load_base_model(arguments.model)
+    base = load_base_model(arguments.model, dtype=arguments.dtype)
     for name in arguments.sets:
         for system in arguments.systems:
             Experiment(arguments, base, name, system).run()
@@ -143,6 +144,7 @@ class Experiment:
             "set": self.settings if trained else [],
             "added": a.added if trained else 0,
             "yes_no": a.yes_no,
+            "dtype": a.dtype,
         }
 
     @property
@@ -422,11 +424,14 @@ def asked_by_yes_no(sample: EvaluationSet) -> EvaluationSet:
 
 
 def kept_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of results; those from before ``--yes-no`` asked without it."""
-    return [{"yes_no": False, **row} for row in read_resumable(path)]
+    """The rows of a file of results; those from before ``--yes-no`` and ``--dtype`` had neither."""
+    return [{"yes_no": False, "dtype": "fp32", **row} for row in read_resumable(path)]
 
 
-_GROUP = ("data", "model", "documents", "questions", "skip", "seed", "passages", "haystack", "yes_no")
+_GROUP = (
+    *("data", "model", "documents", "questions", "skip", "seed", "passages", "haystack"),
+    *("yes_no", "dtype"),
+)
 
 
 def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -439,6 +444,7 @@ def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
         title = f"{first['data']}: {first['questions']} questions, {first['documents']} documents"
         title += f", seed {first['seed']}"
         title += ", by yes or no" if first["yes_no"] else ""
+        title += f", in {first['dtype']}" if first["dtype"] != "fp32" else ""
         title += ", searched among 47,208" if first["haystack"] else ""
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(["system", "row", "codec", "F1", "interval", "EM", "no leaks"]):

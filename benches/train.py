@@ -44,9 +44,10 @@ BATCH = 8
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", help="base model; default: the small one")
+    parser.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the base model")
     given = parser.parse_args()
     documents = 8 if given.quick else 64
-    base = load_base_model(given.model, dtype="fp32")
+    base = load_base_model(given.model, dtype=given.dtype)
     samples = make_samples(documents)
     batches = Order(samples, BATCH, 0, epochs=1)
     ours = [[samples[i] for i in batches.batch(step)] for step in range(batches.steps)]
@@ -97,19 +98,24 @@ def make_samples(documents: int) -> list[Sample]:
     ]
 
 
+def collated(base: BaseModel, batch: Sequence[Sample]) -> tuple[torch.Tensor, ...]:
+    """Ids, mask and targets of a batch, where the model is."""
+    return tuple(tensor.to(base.device) for tensor in collate(batch, 0))
+
+
 def bare(base: BaseModel, batches: Sequence[Sequence[Sample]]) -> float:
     """Forward and backward of the frozen model, with gradients to its first layer's input and no further."""
     embed = base.model.get_input_embeddings()
 
     def step(batch: Sequence[Sample]) -> None:
-        ids, mask, targets = collate(batch, 0)
+        ids, mask, targets = collated(base, batch)
         inputs = embed(ids).detach().requires_grad_()
         logits = base.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         torch.autograd.backward(loss)
 
     step(batches[0])
-    return seconds_of(lambda: [step(b) for b in batches])
+    return seconds_of(base, lambda: [step(b) for b in batches])
 
 
 def polyprag(base: BaseModel, samples: Sequence[Sample], documents: int, **changes: Any) -> float:
@@ -140,7 +146,7 @@ def peft_prag(base: BaseModel, samples: Sequence[Sample], width: int | None = No
         model.train()
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
         for sample in own:
-            ids, mask, targets = collate([sample], 0)
+            ids, mask, targets = collated(base, [sample])
             if width is not None:
                 pad = (0, width - ids.shape[1])
                 ids, mask = (torch.nn.functional.pad(t, pad) for t in (ids, mask))
@@ -156,7 +162,7 @@ def peft_prag(base: BaseModel, samples: Sequence[Sample], width: int | None = No
         warnings.simplefilter("ignore")
         if width is None:
             document(next(iter(grouped.values())), folder)
-        return seconds_of(lambda: [document(own, folder) for own in grouped.values()])
+        return seconds_of(base, lambda: [document(own, folder) for own in grouped.values()])
 
 
 def peft_poly(
@@ -178,13 +184,13 @@ def peft_poly(
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
 
     def one(batch: Sequence[Sample]) -> None:
-        ids, mask, targets = collate(batch, 0)
-        tasks = torch.tensor([s.document for s in batch])
+        ids, mask, targets = collated(base, batch)
+        tasks = torch.tensor([s.document for s in batch], device=base.device)
         step(model, optimiser, ids, mask, targets, task_ids=tasks)
 
     one(batches[0])
     try:
-        return seconds_of(lambda: [one(b) for b in batches])
+        return seconds_of(base, lambda: [one(b) for b in batches])
     finally:
         model.unload()
 
@@ -204,10 +210,18 @@ def step(
     optimiser.step()
 
 
-def seconds_of(work: Callable[[], object]) -> float:
+def seconds_of(base: BaseModel, work: Callable[[], object]) -> float:
+    """Until the device is done, which does its work after it was told."""
+    wait(base)
     started = time.perf_counter()
     work()
+    wait(base)
     return time.perf_counter() - started
+
+
+def wait(base: BaseModel) -> None:
+    if base.device.type == "cuda":
+        torch.cuda.synchronize(base.device)
 
 
 if __name__ == "__main__":

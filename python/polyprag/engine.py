@@ -24,7 +24,7 @@ from polyprag._polyprag import Hit, Store
 from polyprag.errors import BaseModelMissing, InvalidInput, StoreClosed
 from polyprag.forms import Form, FormChoice
 from polyprag.generation import GenerationSettings, OnText, Prompt, Spent, generate, stream, token_ids
-from polyprag.layers import Merged, Mixing, ModuleShape, RoutedModel
+from polyprag.layers import Kernels, Merged, Mixing, ModuleShape, RoutedModel
 from polyprag.models import (
     SMALL_MODEL,
     BaseModel,
@@ -391,8 +391,8 @@ def _answers(max_new_tokens: int | None) -> GenerationSettings:
     return ANSWERS if max_new_tokens is None else replace(ANSWERS, max_new_tokens=max_new_tokens)
 
 
-def attach_store(base: BaseModel, store: Store) -> RoutedModel:
-    """The base model with the store's experts around its layers."""
+def attach_store(base: BaseModel, store: Store, kernels: Kernels = "torch") -> RoutedModel:
+    """The base model with the store's experts around its layers; ``kernels``: see :meth:`RoutedModel.attach`."""
     spec = store.spec
     shapes = [ModuleShape(m.name, m.in_features, m.out_features, m.group) for m in spec.modules]
     routed = RoutedModel.attach(
@@ -403,6 +403,7 @@ def attach_store(base: BaseModel, store: Store) -> RoutedModel:
         targets=shapes,
         mixing=cast(Mixing, spec.mixing),
         dtype=base.model.dtype,
+        kernels=kernels,
     )
     try:
         routed.load_experts(store_experts(store))
