@@ -54,13 +54,15 @@ def on_gpu(base: BaseModel, dtype: torch.dtype = torch.float32) -> BaseModel:
 @pytest.mark.parametrize("mixing", ["exact", "factors"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_are_computed_under_their_routes(tiny_base: BaseModel, dtype: torch.dtype, mixing: Any) -> None:
-    model = copy.deepcopy(tiny_base.model).to("cuda", dtype)
-    routed = attach(model, mixing=mixing)
+    here = on_gpu(tiny_base, dtype)
+    routed, reference = attach(here.model, mixing=mixing), attach(tiny_base.model, mixing=mixing)
+    routed.load_experts(reference.experts())
+    reference.detach()
     w, ids = draw_routes(3, routed), some_ids(3, 9)
     with routed.route(w.to("cuda")):
-        found = logits(model, ids.to("cuda")).double().cpu()
+        found = logits(here.model, ids.to("cuda")).double().cpu()
     for row in range(3):
-        exact = logits(merged(tiny_base.model, routed, w[row].cpu(), mixing), ids[row : row + 1])[0]
+        exact = logits(merged(tiny_base.model, reference, w[row], mixing), ids[row : row + 1])[0]
         near = 1e-4 if dtype == torch.float32 else 0.03
         assert (found[row] - exact).norm() < near * exact.norm()
 
@@ -90,18 +92,22 @@ def test_the_kernel_computes_what_torch_does(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_model_computes_by_the_kernel_what_it_does_by_torch(
-    tiny_base: BaseModel, dtype: torch.dtype
+    tiny_base: BaseModel, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("triton")
+    kernels = pytest.importorskip("polyprag.kernels")
     here = on_gpu(tiny_base, dtype)
-    routed = attach(here.model)
+    routed = attach(here.model, dtype=dtype)
     w, ids = draw_routes(2, routed).to("cuda"), some_ids(2, 3).to("cuda")
     with routed.route(w):
         expected = logits(here.model, ids).double()
     routed.detach()
-    routed = attach(here.model, kernels="triton")
+    routed = attach(here.model, dtype=dtype, kernels="triton")
+    calls: list[int] = []
+    by_kernel = kernels.gated_pair_
+    monkeypatch.setattr(kernels, "gated_pair_", lambda *t: calls.append(1) or by_kernel(*t))
     with routed.route(w):
         found = logits(here.model, ids).double()
+    assert len(calls) == len(routed.layers)
     assert (found - expected).norm() < (1e-4 if dtype == torch.float32 else 0.03) * expected.norm()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import pytest
@@ -55,6 +56,29 @@ def test_the_kernel_in_half_precision(kernels: Any) -> None:
     kernels.gated_pair_(y, x, A, B, gate)
     assert y.dtype == dtype
     assert (y.double() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_the_kernel_compiles_for_gpus(dtype: str, capability: int) -> None:
+    """Which needs no GPU; the interpreter takes what the compiler does not."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from polyprag import kernels
+
+    kernel = importlib.reload(kernels)._kernel
+    sizes = {"block_tokens": 16, "block_inputs": 64, "block_outputs": 128, "width": 32}
+    signature = {
+        name: f"*{dtype}" if name.endswith("_at") else "constexpr" if name in sizes else "i32"
+        for name in kernel.arg_names
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of defaults that Triton is about to change
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert "cubin" in compiled.asm
 
 
 def test_a_model_computes_by_the_kernel_what_it_does_by_torch(

@@ -392,7 +392,10 @@ def _answers(max_new_tokens: int | None) -> GenerationSettings:
 
 
 def attach_store(base: BaseModel, store: Store, kernels: Kernels = "torch") -> RoutedModel:
-    """The base model with the store's experts around its layers; ``kernels``: see :meth:`RoutedModel.attach`."""
+    """The base model with the store's experts around its layers.
+
+    ``kernels``: see :meth:`RoutedModel.attach`.
+    """
     spec = store.spec
     shapes = [ModuleShape(m.name, m.in_features, m.out_features, m.group) for m in spec.modules]
     routed = RoutedModel.attach(

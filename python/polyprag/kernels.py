@@ -10,8 +10,6 @@ speed is unknown. So it is used only where :meth:`RoutedModel.attach` is told ``
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -50,24 +48,25 @@ def gated_pair_(y: Tensor, x: Tensor, A: Tensor, B: Tensor, gate: Tensor) -> Ten
     return y
 
 
-# Blocks of powers of two, with what lies outside masked: any sizes will do.
+# Blocks of powers of two, with what lies outside masked: any sizes will do. Triton's compiler reads the
+# annotations: it takes none but its own.
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(
-    y_at: Any,
-    x_at: Any,
-    a_at: Any,
-    b_at: Any,
-    gate_at: Any,
-    tokens: Any,
-    inputs: Any,
-    outputs: Any,
-    n: Any,
-    tokens_a_row: Any,
+def _kernel(  # type: ignore[no-untyped-def]
+    y_at,
+    x_at,
+    a_at,
+    b_at,
+    gate_at,
+    tokens,
+    inputs,
+    outputs,
+    n,
+    tokens_a_row,
     block_tokens: tl.constexpr,
     block_inputs: tl.constexpr,
     block_outputs: tl.constexpr,
     width: tl.constexpr,
-) -> None:
+):
     token = tl.program_id(0) * block_tokens + tl.arange(0, block_tokens)
     output = tl.program_id(1) * block_outputs + tl.arange(0, block_outputs)
     expert = tl.arange(0, width)
