@@ -27,6 +27,7 @@ import json
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import PRAG_RATE, machine
-from polyprag import Document, Store, recode
+from polyprag import Document, Store
 from polyprag.augment import read_pairs
 from polyprag.corpus import UnifiedRow, content_id, read_unified
 from polyprag.encode import AUGMENTATION, Recipe, add, encode
@@ -94,7 +95,9 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1, help="passages in the prompts; documents of cwq")
     parser.add_argument("--haystack", action="store_true", help="search among the 47,208 passages, too")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="train.epochs=8")
-    parser.add_argument("--codecs", nargs="+", default=[], help="own and wrong route also in f32 q4 code(16)")
+    parser.add_argument(
+        "--codecs", nargs="+", default=[], help="own and wrong route also in f32 q4 code(128)"
+    )
     parser.add_argument("--added", type=int, default=0, help="so many of the documents are added afterwards")
     parser.add_argument("--model", help="base model; default: the small one")
     parser.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the base model")
@@ -108,6 +111,8 @@ def main() -> None:
         return
     if arguments.work is None:
         parser.error("--work is needed: a folder to resume from")
+    if arguments.codecs and (arguments.added or arguments.haystack or "cwq" in arguments.sets):
+        parser.error("--codecs is for stores that hold what was encoded at once, and nothing else")
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     base = load_base_model(arguments.model, dtype=arguments.dtype)
@@ -266,6 +271,7 @@ class Experiment:
             names = [self.data, self.system, documents, a.skip, a.seed]
             names += [f"added={a.added}"] if a.added else []
             names += ["haystack"] if self.key["haystack"] else []
+            names += [a.dtype] if a.dtype != "fp32" else []
             folder = a.work / "-".join([*map(str, names), *(_file_name(s) for s in self.settings)])
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -285,44 +291,48 @@ class Experiment:
         return replace(recipe, train=replace(recipe.train, seed=self.arguments.seed))
 
     def stores(self) -> Iterator[tuple[str, Path]]:
-        """The store as a user has it, then its routes in other codecs, each with its codec."""
-        path = self.folder / "store.polyprag"
-        if not path.exists():
-            self.encode(path)
-        yield "", path
-        for codec in self.arguments.codecs:
-            other = self.folder / f"codec-{_file_name(codec)}.polyprag"
-            if not other.exists():
-                recode(path, other, codec=codec)
-            yield codec, other
+        """The store as a user has it, then those with its routes in other codecs, each with its codec."""
+        paths = {"": self.folder / "store.polyprag"}
+        paths |= {c: self.folder / f"codec-{_file_name(c)}.polyprag" for c in self.arguments.codecs}
+        if not all(path.exists() for path in paths.values()):
+            self.encode(paths)
+        yield from paths.items()
 
-    def encode(self, path: Path) -> None:
+    def encode(self, paths: dict[str, Path]) -> None:
+        """Train once, and write all stores. Those of other codecs have the routes as they were trained, and
+        not what the first store has kept of them."""
         documents, recipe = self.sample.documents, self.recipe
         old = documents[: len(documents) - self.arguments.added]
-        scratch = path.with_name(f"unfinished-{path.name}")
+        scratch = {codec: path.with_name(f"unfinished-{path.name}") for codec, path in paths.items()}
+        first, *rest = scratch.values()
         started = time.monotonic()
         with Bars(Console(stderr=True)) as bars:
-            if not scratch.exists():
+            if not first.exists():
+                for path in rest:
+                    shutil.rmtree(path, ignore_errors=True)
                 encode(
                     self.base,
                     old,
-                    scratch,
+                    first,
                     recipe,
+                    also={scratch[codec]: codec for codec in self.arguments.codecs},
                     work=self.folder,
                     reporter=bars,
                     augmentation=self.pairs,
                 )
             if self.arguments.added:
                 # Those that are there already after an interruption are left out.
-                rest = documents[len(old) :]
-                add(self.base, rest, scratch, on_duplicate="skip", work=self.folder, reporter=bars)
+                new = documents[len(old) :]
+                add(self.base, new, first, on_duplicate="skip", work=self.folder, reporter=bars)
         seconds = round(time.monotonic() - started, 1)
         if self.key["haystack"]:
-            with Store.open(scratch) as store, store.writer() as writer:
+            with Store.open(first) as store, store.writer() as writer:
                 writer.add(self.others(), on_duplicate="skip")
         kept = {"seconds": seconds, "recipe": recipe.to_json(), "machine": machine()}
         (self.folder / "encoding.json").write_text(json.dumps(kept), encoding="utf-8")
-        scratch.rename(path)
+        for codec, path in paths.items():
+            shutil.rmtree(path, ignore_errors=True)  # of a run that had not asked for all of these
+            scratch[codec].rename(path)
 
 
 def _file_name(text: str) -> str:

@@ -41,6 +41,11 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
+def left_in(work: Path) -> set[str]:
+    """What a work folder has in it, but TensorBoard's folder, which is there where that is installed."""
+    return {path.name for path in work.iterdir()} - {"tensorboard"}
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character: ASCII, some letters beyond it, an unknown, a padding and an end."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

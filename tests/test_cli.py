@@ -19,6 +19,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import polyprag
+from conftest import left_in
 from machine import no_rights
 from polyprag import Document, Store
 from polyprag.cli.exits import ExitCode
@@ -751,7 +752,7 @@ def test_the_same_command_in_two_processes(
 ) -> None:
     """Under torchrun: one store, one report, and the experts of one process within rounding."""
     rows = [{"id": i, "title": f"Mill {n}", "text": f"The {n} mill is in Ost."} for i, n in enumerate(NAMES)]
-    words = ["--model", model_folder, *TINY, "--epochs", "2", "--pairs", "1"]
+    words = ["--model", model_folder, *TINY, "--epochs", "2", "--pairs", "1", "--device", "cpu"]
     words += ["--set", "train.batch_size=2", "--set", "train.rows=files"]
     file = corpus(tmp_path / "c.jsonl", *rows)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -768,5 +769,4 @@ def test_the_same_command_in_two_processes(
         assert list(one) == list(other)
         for name, expected in one.experts.items():
             np.testing.assert_allclose(other.experts[name], expected, rtol=0, atol=2e-3)
-    left = {p.name for p in (tmp_path / "two.work").iterdir()}
-    assert left == {"augmentation.jsonl", "metrics.jsonl"}
+    assert left_in(tmp_path / "two.work") == {"augmentation.jsonl", "metrics.jsonl"}

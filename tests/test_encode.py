@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import polyprag.augment.local
 import polyprag.encode
 import warm
+from conftest import left_in
 from machine import Mount, no_rights
 from polyprag import Combination, Document, Store, cli
 from polyprag.augment import Augmentation, AugmentSettings, Pair
@@ -141,12 +142,36 @@ def test_the_store_keeps_the_routes_that_were_trained(
         combination = store.spec.combination
         assert (combination.k, combination.rule, combination.temperature) == (2, "score", 0.5)
     work = work_folder(path)
-    left = ["augmentation.jsonl", "metrics.jsonl"]
-    assert sorted(p.name for p in work.iterdir()) == left, "the checkpoint is gone"
+    assert left_in(work) == {"augmentation.jsonl", "metrics.jsonl"}, "the checkpoint is gone"
     lines = (work / "augmentation.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [d.id for d in DOCUMENTS]
     with Engine.open(path, tiny_base) as engine:
         assert engine.ask("the coral mill", k=1).documents[0].id == "d2"
+
+
+def test_further_stores_have_the_routes_as_they_were_trained(
+    path: Path, tmp_path: Path, tiny_base: BaseModel, trained: list[Encoding]
+) -> None:
+    """And not as the first store keeps them, in four bits."""
+    also = {tmp_path / "exact": "f32", tmp_path / "bytes": "code(6)"}
+    encode(tiny_base, DOCUMENTS, path, RECIPE, also=also)
+    (encoding,) = trained
+    with Store.open(path) as first, Store.open(tmp_path / "exact") as exact:
+        assert first.spec.codec == "code(6,int4)"
+        assert exact.spec.codec == "f32"
+        assert list(exact) == list(first)
+        kept = exact.routes(list(exact), "z")
+        np.testing.assert_array_equal(kept, stored_routes(encoding, "f32"))
+        assert np.abs(kept - first.routes(list(first), "z")).max() > 1e-3 * np.abs(kept).max()
+        for name, array in first.experts.items():
+            np.testing.assert_array_equal(exact.experts[name], array)
+    with Store.open(tmp_path / "bytes") as store:
+        assert store.spec.codec == "code(6)"
+    with pytest.raises(FileExistsError):
+        encode(tiny_base, DOCUMENTS, tmp_path / "new", RECIPE, also={tmp_path / "exact": "q8"})
+    with pytest.raises(InvalidInput, match="codec"):
+        encode(tiny_base, DOCUMENTS, tmp_path / "new", RECIPE, also={tmp_path / "other": "code(7)"})
+    assert not (tmp_path / "new").exists()
 
 
 def test_logits_from_codes_are_those_of_the_decoder(trained: list[Encoding]) -> None:
@@ -488,7 +513,7 @@ def test_adding_changes_nothing_but_routes(
     assert before
     assert hashes(path).items() >= before.items()
     left = {"augmentation.jsonl", "metrics.jsonl", "added.jsonl", "added-metrics.jsonl"}
-    assert {p.name for p in work_folder(path).iterdir()} == left
+    assert left_in(work_folder(path)) == left
 
 
 def test_known_ids_are_refused_left_out_or_replaced(
@@ -676,7 +701,7 @@ def test_amortised_codes_are_the_routers(
         assert store.documents(ids) == TWINS
         store.verify()
     assert hashes(path).items() >= before.items()
-    assert sorted(p.name for p in work_folder(path).iterdir()) == ["augmentation.jsonl", "metrics.jsonl"]
+    assert left_in(work_folder(path)) == {"augmentation.jsonl", "metrics.jsonl"}
 
 
 def test_an_interrupted_amortised_addition_keeps_what_it_committed(

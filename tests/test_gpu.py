@@ -196,6 +196,8 @@ def test_training_puts_each_document_into_its_own_route(
     base: BaseModel, tmp_path: Path, dtype: torch.dtype, changes: dict[str, Any]
 ) -> None:
     settings = replace(SMALL, epochs=50, batch_size=4, expert_lr=0.02, **changes)
+    if settings.mixing == "factors" and dtype == torch.float16:
+        settings = replace(settings, expert_lr=0.005, epochs=100)  # the products of factors overflow
     here = on_gpu(base, dtype)
     encoding = train(here, facts(here), len(FACTS), settings, checkpoint=tmp_path / "c.pt")
     losses = np.array(encoding.losses)

@@ -20,6 +20,7 @@ import warm
 from polyprag.errors import InvalidInput
 from polyprag.models import BaseModel
 from polyprag.trainer import Progress, TrainSettings, forget, train
+from polyprag.world import launched
 from test_trainer import FACTS, SMALL, arrays, facts, loss_under, same, stop_after
 
 
@@ -46,6 +47,20 @@ def test_a_run_that_had_no_memory_left_goes_on_with_less(tiny_base: BaseModel, t
     assert largest_difference(resumed, train(tiny_base, facts(tiny_base), 4, settings)) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("device", "rank", "match"), [("auto", "1", "--nproc-per-node=1"), ("cuda:0", "0", "one for each")]
+)
+def test_each_process_needs_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, device: str, rank: str, match: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(InvalidInput, match=match), launched(device):
+        pass
+
+
 PROCESSES = """
 from pathlib import Path
 from test_trainer import SMALL, facts, replace
@@ -55,7 +70,7 @@ from polyprag.models import BaseModel
 from polyprag.trainer import train
 from polyprag.world import launched
 base = BaseModel(make_model(), make_tokenizer(), "tiny")
-with launched() as world:
+with launched("cpu") as world:
     for rows, size in (("memory", 3), ("files", 3), ("shard", 7)):
         settings = replace(SMALL, batch_size=size, epochs=21 // size, rows="memory" if size == 7 else rows)
         settings = replace(settings, shard=size == 7)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
@@ -172,6 +173,7 @@ def encode(
     recipe: Recipe = Recipe(),
     *,
     codec: str | None = None,
+    also: Mapping[Path, str] = MappingProxyType({}),
     combination: Combination | None = None,
     expert_dtype: ExpertDtype = "float16",
     keep_text: bool = True,
@@ -185,6 +187,8 @@ def encode(
 
     Args:
         codec: how the store keeps routes; None is ``code(d,int4)`` for code routing and ``q8`` for a table.
+        also: further stores of the same routes, each with its codec, to compare what codecs cost: a codec of
+            :func:`polyprag.recode` is made from what a store has kept, these are from what was trained.
         combination: how the routes of several documents become one when the store is asked; None is three
             documents by their BM25 scores, or as the papers have it where the recipe is PRAG's (their sum) or
             DyPRAG's (their mean).
@@ -203,6 +207,7 @@ def encode(
         KeyboardInterrupt: on Ctrl-C; the same call goes on where it stopped.
     """
     target = absent(path)
+    others = [absent(other) for other in also]
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
     _check_ids(documents, type(documents[0].id))
@@ -213,7 +218,8 @@ def encode(
     augmenter = augmenter or LocalAugmenter(base)
     by = written.by if written is not None else augmenter.name
     recipe = replace(recipe, augmenter=None if by == base.name else by)
-    spec = _spec(base, recipe, documents, codec, combination, keep_text)
+    wanted = [codec, *also.values()]
+    specs = [_spec(base, recipe, documents, codec, combination, keep_text) for codec in wanted]
     work = prepare_work(target, work)
     world = World.current()
     with world.one_by_one():
@@ -242,13 +248,15 @@ def encode(
             progress=progress,
         )
     if world.first:
-        # A router makes codes: it goes where the decoder goes.
-        codes = spec.codec.startswith("code")
-        decoder, router = (encoding.decoder, encoding.router) if codes else (None, None)
-        with Store.create(
-            target, spec, encoding.experts, decoder, router=router, expert_dtype=expert_dtype
-        ) as writer:
-            _write(writer, documents, samples, encoding, spec.codec)
+        # Last the store that was asked for: it is there when all are.
+        for to, spec in reversed([*zip([target, *others], specs, strict=True)]):
+            # A router makes codes: it goes where the decoder goes.
+            codes = spec.codec.startswith("code")
+            decoder, router = (encoding.decoder, encoding.router) if codes else (None, None)
+            with Store.create(
+                to, spec, encoding.experts, decoder, router=router, expert_dtype=expert_dtype
+            ) as writer:
+                _write(writer, documents, samples, encoding, spec.codec)
         forget(checkpoint)
         forget(work / LORAS)
     world.wait()

@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
+from polyprag.errors import InvalidInput
+
 
 @dataclass(frozen=True)
 class World:
@@ -64,21 +66,47 @@ class World:
 
 
 @contextmanager
-def launched() -> Iterator[World]:
-    """Join the processes that ``torchrun`` or ``accelerate launch`` started; one alone without them."""
+def launched(device: str = "auto") -> Iterator[World]:
+    """Join the processes that ``torchrun`` or ``accelerate launch`` started; one alone without them.
+
+    Args:
+        device: where they compute, as in :func:`polyprag.models.load_base_model`: each has a GPU of its own.
+
+    Raises:
+        InvalidInput: a process without a GPU of its own, or one GPU named for all.
+    """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized()
     if alone:
         yield World.current()
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    own = _own_gpu(device)
+    if own is not None:
+        torch.cuda.set_device(own)
     # One process augments while the others wait, which may take days.
-    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=30))
+    distributed.init_process_group(
+        "gloo" if own is None else "nccl", timeout=timedelta(days=30), device_id=own
+    )
     try:
         yield World.current()
     finally:
         distributed.destroy_process_group()
+
+
+def _own_gpu(device: str) -> torch.device | None:
+    """The GPU of this process, if it computes on one."""
+    from polyprag.models import resolve_device  # which imports this module
+
+    if resolve_device(device).type != "cuda":
+        return None
+    number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if ":" in device:
+        raise InvalidInput(f"device {device!r} is one GPU for all processes: say 'cuda', one for each")
+    if number >= there:
+        raise InvalidInput(
+            f"process {number + 1} of this machine has no GPU of its own: there are {there}. "
+            f"Start no more (--nproc-per-node={there}), or compute on processors (--device cpu)"
+        )
+    return torch.device("cuda", number)
 
 
 def _device() -> torch.device:

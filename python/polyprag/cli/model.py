@@ -205,7 +205,7 @@ def encode(
     from polyprag.models import load_base_model
     from polyprag.world import launched
 
-    with launched() as world:
+    with launched(device) as world:
         base = load_base_model(model, device=device, dtype=dtype, attention=attention)
         if world.first:
             say(f"{counted(len(documents), 'document')}, {base.name}, {base.device}", console=told)
@@ -283,7 +283,7 @@ def add(
 
     own = options.format == "prag" and not amortised  # the pairs that the corpus brings
     again = f"polyprag add {corpus} {store}"
-    with launched() as world:
+    with launched(device) as world:
         with Store.open(store) as opened:
             if amortised is None and options.format != "prag" and not (augment_url or augmentation):
                 amortised = Recipe.of(opened).amortised
