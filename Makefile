@@ -85,14 +85,19 @@ setup: $(VENV)/.built
 demo: setup
 	@$(BIN)/polyprag demo
 
-# The compiler works while packages are fetched and unpacked.
+# The compiler works while packages are fetched and unpacked, and the Rust tests run beside the rest: most of the time they
+# use one core, or wait. What they say is shown when the Python tests are done.
 test: environment
 	@$(CARGO_TEST) --no-run --quiet & compiler=$$!; \
 		$(MAKE) --no-print-directory $(VENV)/.installed; installed=$$?; \
 		wait $$compiler && exit $$installed
-	@$(MAKE) --no-print-directory test-rust test-python
+	@told=$$(mktemp); trap 'kill $$! 2>/dev/null; rm -f "$$told"' EXIT INT TERM; \
+		$(CARGO_TEST) -- --quiet >"$$told" 2>&1 & \
+		$(MAKE) --no-print-directory test-python; python=$$?; \
+		wait $$!; rust=$$?; cat "$$told"; \
+		[ $$python -eq 0 ] && [ $$rust -eq 0 ]
 
-test-rust: setup
+test-rust: environment
 	@$(CARGO_TEST) -- --quiet
 
 test-python: setup

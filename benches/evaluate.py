@@ -448,13 +448,15 @@ def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """For each set and size: every row with its interval, then the differences."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(json.dumps([row[k] for k in _GROUP]), []).append(row)
+        key = [*(row[k] for k in _GROUP), row["machine"].get("device")]  # where it was trained
+        groups.setdefault(json.dumps(key), []).append(row)
     for members in groups.values():
         first = members[0]
         title = f"{first['data']}: {first['questions']} questions, {first['documents']} documents"
         title += f", seed {first['seed']}"
         title += ", by yes or no" if first["yes_no"] else ""
         title += f", in {first['dtype']}" if first["dtype"] != "fp32" else ""
+        title += f", on {first['machine']['device']}" if "device" in first["machine"] else ""
         title += ", searched among 47,208" if first["haystack"] else ""
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(["system", "row", "codec", "F1", "interval", "EM", "no leaks"]):

@@ -27,11 +27,14 @@ IDS = {"u64": "0, 1, 2 …", "wiki": "wiki-000000001 …", "mixed": "random u64"
 ANSWERS = {
     ("base", "closed_book", 300): ("closed book", ()),
     ("base", "rag", 300): ("RAG, passage in the prompt", ("documents", "bm25")),
-    ("prag", "own_route", 100): ("PRAG, one LoRA a document", ("experts",)),
-    ("prag", "bm25_route_k3", 100): ("PRAG, BM25, k = 3", ("experts", "bm25")),
+    ("poly-prag", "own_route", 300): ("Poly-PRAG as first published", ("routes",)),
+    ("dyprag", "own_route", 300): ("DyPRAG, a network makes the LoRAs", ("routes",)),
+    ("prag", "own_route", 300): ("PRAG, one LoRA a document", ("experts",)),
+    ("prag", "bm25_route_k3", 300): ("PRAG, BM25, k = 3", ("experts", "bm25")),
     ("polyprag", "own_route", 300): ("polyprag, own route", ("routes",)),
     ("polyprag", "bm25_route_k3", 300): ("polyprag, BM25, k = 3", ("routes", "bm25")),
     ("polyprag", "wrong_route", 300): ("polyprag, wrong route", ("routes",)),
+    ("polyprag", "combine", 300): ("polyprag, combine", ("routes", "documents", "bm25")),
 }
 
 

@@ -362,7 +362,7 @@ class RoutedModel:
             dtype: of A and B; float32 to train them, the model's own to answer with, which saves a
                 conversion in every layer of every token.
             kernels: ``triton`` computes steps of decoding on a GPU by a kernel of its own
-                (:mod:`polyprag.kernels`, not yet run on one); all else is torch's either way.
+                (:mod:`polyprag.kernels`); all else is torch's either way.
         """
         if experts < 1 or rank < 1:
             raise InvalidInput(f"experts and rank are at least 1, not {experts} and {rank}")

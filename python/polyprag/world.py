@@ -66,11 +66,13 @@ class World:
 
 
 @contextmanager
-def launched(device: str = "auto") -> Iterator[World]:
+def launched(device: str = "auto", *, shard: bool = False) -> Iterator[World]:
     """Join the processes that ``torchrun`` or ``accelerate launch`` started; one alone without them.
 
     Args:
-        device: where they compute, as in :func:`polyprag.models.load_base_model`: each has a GPU of its own.
+        device: where the base model is, as in :func:`polyprag.models.load_base_model`: each process computes
+            there, on a GPU of its own if it is one.
+        shard: the base model goes from there in parts to the GPUs, if there are any.
 
     Raises:
         InvalidInput: a process without a GPU of its own, or one GPU named for all.
@@ -79,7 +81,7 @@ def launched(device: str = "auto") -> Iterator[World]:
     if alone:
         yield World.current()
         return
-    own = _own_gpu(device)
+    own = _own_gpu("auto" if shard else device)
     if own is not None:
         torch.cuda.set_device(own)
     # One process augments while the others wait, which may take days.

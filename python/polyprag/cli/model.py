@@ -205,7 +205,7 @@ def encode(
     from polyprag.models import load_base_model
     from polyprag.world import launched
 
-    with launched(device) as world:
+    with launched(device, shard=recipe.train.shard) as world:
         base = load_base_model(model, device=device, dtype=dtype, attention=attention)
         if world.first:
             say(f"{counted(len(documents), 'document')}, {base.name}, {base.device}", console=told)
@@ -283,13 +283,15 @@ def add(
 
     own = options.format == "prag" and not amortised  # the pairs that the corpus brings
     again = f"polyprag add {corpus} {store}"
-    with launched(device) as world:
+    with Store.open(store) as opened:
+        recipe = Recipe.of(opened)
+    if amortised is None and options.format != "prag" and not (augment_url or augmentation):
+        amortised = recipe.amortised
+    # The model that the store's pairs are of, if none is named; where it is, only the user may say.
+    known = recipe.augmenter if augment_url is not None else None
+    augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
+    with launched(device, shard=recipe.train.shard) as world:
         with Store.open(store) as opened:
-            if amortised is None and options.format != "prag" and not (augment_url or augmentation):
-                amortised = Recipe.of(opened).amortised
-            # The model that the store's pairs are of, if none is named; where it is, only the user may say.
-            known = opened.spec.recipe.get("augmenter") if augment_url is not None else None
-            augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)
             base = base_model_of(opened, model, device=device, dtype=dtype, attention=attention)
         if amortised:
             # Some were committed.
