@@ -17,6 +17,7 @@ import numpy as np
 
 from polyprag import Module, Store, StoreSpec, Writer
 from polyprag import __version__ as version
+from polyprag.evaluation.memory import cuda_in_use
 
 #: PRAG's best on 100 documents of PopQA: 0.001 has F1 .520, 0.003 .613, 0.01 .490 (docs/benchmarks.md).
 PRAG_RATE = "train.lora_lr=0.003"
@@ -104,8 +105,7 @@ def median(sorted_values: list[float]) -> float:
 def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
     names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
-    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
-    used = {"device": cuda.get_device_name()} if cuda is not None and cuda.is_initialized() else {}
+    cuda = cuda_in_use()
     return {
         "polyprag": version,
         "python": platform.python_version(),
@@ -113,7 +113,7 @@ def machine() -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        **used,
+        **({} if cuda is None else {"device": cuda.get_device_name()}),
     }
 
 

@@ -304,11 +304,11 @@ class Experiment:
         documents, recipe = self.sample.documents, self.recipe
         old = documents[: len(documents) - self.arguments.added]
         scratch = {codec: path.with_name(f"unfinished-{path.name}") for codec, path in paths.items()}
-        first, *rest = scratch.values()
+        first = scratch[""]
         started = time.monotonic()
         with Bars(Console(stderr=True)) as bars:
-            if not first.exists():
-                for path in rest:
+            if not all(path.exists() for path in scratch.values()):
+                for path in scratch.values():
                     shutil.rmtree(path, ignore_errors=True)
                 encode(
                     self.base,

@@ -4,8 +4,8 @@ y += (gate * (x A^T)) B is two skinny products, a multiplication and an addition
 layer and token, which take longer than what they compute. Here it is one. Needs Triton
 (``pip install 'polyprag[triton]'``; torch for CUDA brings it).
 
-Its numbers are tested on a GPU, and without one in the interpreter and by compiling it; its speed has not been
-measured. So it is used only where :meth:`RoutedModel.attach` is told ``kernels="triton"``.
+Its numbers are tested on a GPU, and without one in the interpreter and by compiling it; its speed has not
+been measured. So it is used only where :meth:`RoutedModel.attach` is told ``kernels="triton"``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def reset_peak() -> None:
     """Begin anew. Where the system cannot forget a process's peak, it stays that of its whole life."""
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")  # proc(5): resets the peak resident set size
-    cuda = _cuda()
+    cuda = cuda_in_use()
     if cuda is not None:
         cuda.reset_peak_memory_stats()
 
@@ -22,13 +22,13 @@ def reset_peak() -> None:
 def peak_bytes() -> dict[str, int]:
     """Bytes since :func:`reset_peak`: ``process`` (resident), and ``device`` where torch uses CUDA."""
     peaks = {"process": _resident()}
-    cuda = _cuda()
+    cuda = cuda_in_use()
     if cuda is not None:
         peaks["device"] = int(cuda.max_memory_allocated())
     return peaks
 
 
-def _cuda() -> Any:
+def cuda_in_use() -> Any:
     """torch.cuda, if torch is imported and has begun to use it."""
     torch: Any = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.evaluation.data import Question
 from polyprag.evaluation.footprint import Footprint
+from polyprag.evaluation.memory import cuda_in_use
 from polyprag.evaluation.metrics import Scoring
 from polyprag.evaluation.redaction import redacted
 from polyprag.evaluation.results import Answered, Costs, SystemResult, compare, summarised
@@ -107,8 +108,8 @@ def versions() -> dict[str, Any]:
     # the core is compiled in: it alone knows its Tantivy
     found["tantivy"] = getattr(sys.modules.get("polyprag._polyprag"), "tantivy_version", None)
     found["machine"] = {"processor": _processor(), "architecture": platform.machine(), "cores": _cores()}
-    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
-    if cuda is not None and cuda.is_initialized():
+    cuda = cuda_in_use()
+    if cuda is not None:
         found["machine"]["device"] = cuda.get_device_name()
     return found
 
