@@ -98,6 +98,13 @@ def seconds(work: Callable[[], object], rounds: int) -> list[float]:
     return sorted(taken)
 
 
+def wait() -> None:
+    """Until the GPU is done, if one is at work: it works after it was told."""
+    cuda = cuda_in_use()
+    if cuda is not None:
+        cuda.synchronize()
+
+
 def median(sorted_values: list[float]) -> float:
     return sorted_values[len(sorted_values) // 2]
 

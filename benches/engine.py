@@ -48,7 +48,7 @@ import numpy as np
 import torch
 
 from bm25 import DATA, read_passages, read_questions
-from common import EXPERTS, RANK, arguments, in_child, kept, median, memory, report, seconds
+from common import EXPERTS, RANK, arguments, in_child, kept, median, memory, report, seconds, wait
 from polyprag import Document, Engine, Module, Store, StoreSpec
 from polyprag.engine import attach_store
 from polyprag.generation import GenerationSettings, Spent
@@ -422,8 +422,7 @@ class Run:
                 logits_to_keep=1,
                 **self.way.more,
             )
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
+            wait()
             return time.perf_counter() - started
 
 

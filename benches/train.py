@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from common import arguments, report
+from common import arguments, report, wait
 from polyprag.batches import Order, collate
 from polyprag.layers import find_targets
 from polyprag.models import BaseModel, load_base_model
@@ -115,7 +115,7 @@ def bare(base: BaseModel, batches: Sequence[Sequence[Sample]]) -> float:
         torch.autograd.backward(loss)
 
     step(batches[0])
-    return seconds_of(base, lambda: [step(b) for b in batches])
+    return seconds_of(lambda: [step(b) for b in batches])
 
 
 def polyprag(base: BaseModel, samples: Sequence[Sample], documents: int, **changes: Any) -> float:
@@ -162,7 +162,7 @@ def peft_prag(base: BaseModel, samples: Sequence[Sample], width: int | None = No
         warnings.simplefilter("ignore")
         if width is None:
             document(next(iter(grouped.values())), folder)
-        return seconds_of(base, lambda: [document(own, folder) for own in grouped.values()])
+        return seconds_of(lambda: [document(own, folder) for own in grouped.values()])
 
 
 def peft_poly(
@@ -190,7 +190,7 @@ def peft_poly(
 
     one(batches[0])
     try:
-        return seconds_of(base, lambda: [one(b) for b in batches])
+        return seconds_of(lambda: [one(b) for b in batches])
     finally:
         model.unload()
 
@@ -210,18 +210,12 @@ def step(
     optimiser.step()
 
 
-def seconds_of(base: BaseModel, work: Callable[[], object]) -> float:
-    """Until the device is done, which does its work after it was told."""
-    wait(base)
+def seconds_of(work: Callable[[], object]) -> float:
+    wait()
     started = time.perf_counter()
     work()
-    wait(base)
+    wait()
     return time.perf_counter() - started
-
-
-def wait(base: BaseModel) -> None:
-    if base.device.type == "cuda":
-        torch.cuda.synchronize(base.device)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from polyprag.models import BaseModel, load_base_model
 from polyprag.recipes import recipe_of, with_settings
 from polyprag.router import text_features
 from polyprag.serving.decode import Batch, Row, check
-from polyprag.trainer import Encoding, train, train_loras
+from polyprag.trainer import train, train_loras
 from routed import attach, draw_routes, logits, merged, some_ids
 from test_decode import in_company, questions
 from test_engine import DOCUMENTS, QUESTIONS, essence
@@ -210,14 +210,10 @@ def test_training_puts_each_document_into_its_own_route(
     assert own + 0.5 < min(loss_under(base, encoding, sample, d) for d in range(1, 4))
 
 
-def trained_on_processor(base: BaseModel) -> Encoding:
-    return train(base, facts(base), 4, replace(SMALL, epochs=20, batch_size=4, expert_lr=0.02))
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
 @pytest.mark.parametrize("compile", [False, True])
 def test_routes_of_added_documents_are_trained_as_on_a_processor(base: BaseModel, compile: bool) -> None:
-    frozen = trained_on_processor(base)
+    frozen = train(base, facts(base), 4, replace(SMALL, epochs=20, batch_size=4, expert_lr=0.02))
     new = facts(base, FACTS[::-1])
     expected = train(base, new, 4, SMALL, frozen=frozen)
     torch.compiler.reset()

@@ -207,7 +207,6 @@ def encode(
         KeyboardInterrupt: on Ctrl-C; the same call goes on where it stopped.
     """
     target = absent(path)
-    others = [absent(other) for other in also]
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
     _check_ids(documents, type(documents[0].id))
@@ -218,8 +217,11 @@ def encode(
     augmenter = augmenter or LocalAugmenter(base)
     by = written.by if written is not None else augmenter.name
     recipe = replace(recipe, augmenter=None if by == base.name else by)
-    wanted = [codec, *also.values()]
-    specs = [_spec(base, recipe, documents, codec, combination, keep_text) for codec in wanted]
+    # Last the store that was asked for: it is there when all are.
+    stores = [
+        (to, _spec(base, recipe, documents, kept_as, combination, keep_text))
+        for to, kept_as in [*((absent(other), theirs) for other, theirs in also.items()), (target, codec)]
+    ]
     work = prepare_work(target, work)
     world = World.current()
     with world.one_by_one():
@@ -248,8 +250,7 @@ def encode(
             progress=progress,
         )
     if world.first:
-        # Last the store that was asked for: it is there when all are.
-        for to, spec in reversed([*zip([target, *others], specs, strict=True)]):
+        for to, spec in stores:
             # A router makes codes: it goes where the decoder goes.
             codes = spec.codec.startswith("code")
             decoder, router = (encoding.decoder, encoding.router) if codes else (None, None)
