@@ -23,8 +23,9 @@ SANITIZED := RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(
 	$(subst --workspace,--package polyprag-core,$(CARGO_TEST)) --target $(shell uname -m)-unknown-linux-gnu \
 	--test bytes --test damage --test hostile --test readers --test sharing
 
-# Another environment that happens to be active must not be built into, or imported from.
-unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
+# Another environment that happens to be active must not be built into, or imported from. Nor is what Python compiles thrown
+# away: to compile torch and transformers anew takes every process of the tests twice the time.
+unexport CONDA_PREFIX PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH
 export VIRTUAL_ENV := $(VENV)
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 
