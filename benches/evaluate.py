@@ -434,14 +434,18 @@ def asked_by_yes_no(sample: EvaluationSet) -> EvaluationSet:
 
 
 def kept_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of results; those from before ``--yes-no`` and ``--dtype`` had neither."""
-    return [{"yes_no": False, "dtype": "fp32", **row} for row in read_resumable(path)]
+    """The rows of a file of results; those from before there was a choice say what was done then."""
+    return [_told({"yes_no": False, "dtype": "fp32", **row}) for row in read_resumable(path)]
 
 
-_GROUP = (
-    *("data", "model", "documents", "questions", "skip", "seed", "passages", "haystack"),
-    *("yes_no", "dtype"),
-)
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    recipe = row["encoding"].get("recipe", {"train": {"softmax": ""}})
+    if row["system"] == "polyprag" and "softmax" not in recipe["train"]:
+        row["set"] = [*row["set"], "train.softmax=whole"]
+    return row
+
+
+_GROUP = "data model documents questions skip seed passages haystack yes_no dtype".split()
 
 
 def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:

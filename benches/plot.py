@@ -16,6 +16,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 from common import PRAG_RATE
+from evaluate import kept_rows
 from polyprag.evaluation.statistics import bootstrap_mean
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -60,11 +61,10 @@ def stores() -> Any:
 
 def answers() -> Any:
     """F1 of each system on the questions that all were asked, its 95% interval, and the bytes it needs."""
-    rows = [
-        json.loads(line) for line in (RESULTS / "evaluate.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
     usual = [
-        r for r in rows if r["data"] == "popqa" and r["seed"] == 0 and not r["added"] and not r["variant"]
+        r
+        for r in kept_rows(RESULTS / "evaluate.jsonl")
+        if r["data"] == "popqa" and r["seed"] == 0 and not r["added"] and not r["variant"]
     ]
     named = {
         (r["system"], r["row"], r["documents"]): r

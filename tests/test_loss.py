@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from polyprag import loss as module
 from polyprag.loss import CausalLoss, head_losses
 from polyprag.models import BaseModel
+from polyprag.samples import Sample
 from routed import attach, draw_routes, some_ids
 
 
@@ -82,3 +83,39 @@ def test_every_family_learns_by_the_gradient_of_its_own_logits(
     torch.testing.assert_close(found.cross_entropy, expected.detach(), rtol=1e-5, atol=1e-5)
     for parameter, gradient in zip(routed.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_a_sampled_softmax_is_on_average_the_whole_one(
+    build_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+) -> None:
+    """A head without a bias, and one with."""
+    base = BaseModel(build_model(family), tokenizer, family)
+    ids = some_ids(2)
+    targets = torch.full_like(ids, -100)
+    targets[:, :-1] = ids[:, 1:]
+    whole = CausalLoss(base)
+    states = whole.outputs(ids, torch.ones_like(ids), targets)
+    expected = whole.losses(states, targets, 0.5)
+    samples = [Sample(0, tuple(row.tolist()), 0) for row in ids]
+
+    monkeypatch.setattr(module, "DRAWN", 20)
+    sampled = CausalLoss(base, sampled=samples)
+    found = []
+    for step in [*range(400), 0]:
+        sampled.draw(str(step))
+        found.append(sampled.losses(states, targets, 0.5))
+    assert found[0].cross_entropy == found[-1].cross_entropy, "the same seed, the same draw"
+    assert found[0].cross_entropy != found[1].cross_entropy
+    mean = torch.stack([f.cross_entropy for f in found]).mean()
+    torch.testing.assert_close(mean, expected.cross_entropy, rtol=0.01, atol=0.0)
+    gradient = torch.stack([f.gradient for f in found]).mean(0)
+    assert float((gradient - expected.gradient).norm()) < 0.05 * float(expected.gradient.norm())
+
+    monkeypatch.setattr(module, "DRAWN", 100)
+    all_of_them = CausalLoss(base, sampled=samples)
+    all_of_them.draw("0")
+    assert torch.equal(all_of_them.losses(states, targets, 0.5).gradient, expected.gradient)

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import warm
+from polyprag import loss
 from polyprag._polyprag import Document
 from polyprag.augment import Augmentation, Pair
 from polyprag.batches import Order
@@ -131,6 +132,23 @@ def test_training_puts_each_document_into_its_own_route(learner: BaseModel, chan
         wrong = [loss_under(learner, encoding, sample, d) for d in range(4) if d != document]
         assert own < 1.0
         assert own + 0.5 < min(wrong)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_sampled_softmax_trains_and_goes_on_to_the_same_bits(
+    learner: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    """Of the tiny model's 104 tokens, those of the samples and 30 more a step."""
+    monkeypatch.setattr(loss, "DRAWN", 30)
+    samples, settings = facts(learner), replace(SMALL, epochs=12, accumulation=accumulation)
+    drawn = train(learner, samples, 4, settings)
+    whole = train(learner, samples, 4, replace(settings, softmax="whole"))
+    assert drawn.losses[0] != whole.losses[0]
+    np.testing.assert_allclose(drawn.losses, whole.losses, rtol=0.5, atol=0.5)
+    assert np.mean(drawn.losses[-4:]) < 0.5 * np.mean(drawn.losses[:4])
+    with pytest.raises(KeyboardInterrupt):
+        train(learner, samples, 4, settings, checkpoint=tmp_path / "c.pt", progress=stop_after(7))
+    assert same(train(learner, samples, 4, settings, checkpoint=tmp_path / "c.pt"), drawn)
 
 
 @pytest.mark.parametrize("routing", ["code", "table"])
@@ -528,6 +546,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_base: BaseModel, tmp_path: 
         {"code_lr": float("nan")},
         {"table_lr": float("inf")},
         {"clip": -1.0},
+        {"softmax": "half"},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:

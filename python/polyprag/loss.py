@@ -2,11 +2,15 @@
 
 The logits of a whole batch are its largest tensor: 49,152 numbers a token in the small model, kept twice by
 autograd. Here the last hidden states of the tokens that are learnt go through the head some at a time, and
-each part leaves its gradient with respect to these states behind and nothing else.
+each part leaves its gradient with respect to these states behind and nothing else. And the softmax can be
+over a sample of the vocabulary: a hundred passages of PopQA and their questions have 2,458 tokens of it.
 """
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from polyprag.models import BaseModel
+from polyprag.samples import Sample
 from polyprag.sharding import is_sharded
 
+DRAWN = 8_192  # tokens of a sampled softmax beside those of the corpus
 _PROBE = (1, 2, 3, 5)  # token ids that every vocabulary has
 _LOGITS_BYTES = {"cpu": 24 << 20}  # at a time: near the processor; elsewhere as many as keep it busy
 
@@ -41,14 +47,24 @@ class CausalLoss:
     the states of learnt tokens alone.
 
     compile: have torch compile the model.
+    sampled: samples whose tokens the softmax is over, and 8,192 others that :meth:`draw` draws; None is a
+    softmax over the whole vocabulary, as it is where the head is not plain.
     """
 
-    def __init__(self, base: BaseModel, *, compile: bool = False) -> None:
+    def __init__(
+        self, base: BaseModel, *, compile: bool = False, sampled: Sequence[Sample] | None = None
+    ) -> None:
         model: Any = base.model
         self._head = model.get_output_embeddings()
         self.plain = _is_plain(base, self._head)
         model = model.base_model if self.plain else model
         self._model = torch.compile(model, dynamic=True) if compile else model
+        self._classes = None if sampled is None or not self.plain else _Classes.of(self._head, sampled)
+
+    def draw(self, seed: str) -> None:
+        """Draw anew what a sampled softmax is over beside the tokens of the samples."""
+        if self._classes is not None:
+            self._classes.draw(seed)
 
     def outputs(self, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """What the model says of the n tokens to be learnt: last hidden states, or logits, [n, ...].
@@ -84,7 +100,45 @@ class CausalLoss:
         wanted = targets.flatten()
         wanted = wanted[wanted >= 0]
         head = (self._head.weight, self._head.bias) if self.plain else None
+        if self._classes is not None:
+            wanted, head = self._classes.place[wanted], self._classes.head
         return head_losses(outputs.detach(), head, wanted, scale, taught, taught_scale)
+
+
+class _Classes:
+    """What a sampled softmax is over: the tokens of a corpus, and as many others as are drawn.
+
+    A token that is drawn stands for all that could have been, so that the sum in the softmax is on average
+    that of the whole vocabulary: the logarithm of how many it stands for is added to its logit (Jean et al.,
+    arXiv 1412.2007, section 3).
+    """
+
+    def __init__(self, head: Any, own: Tensor, others: Tensor) -> None:
+        self._head, self._own, self._others = head, own, others
+        self.place = own.new_full((len(head.weight),), -1)  # of each of the corpus's tokens in the softmax
+        self.place[own] = torch.arange(len(own), device=own.device)
+        self.draw("")
+
+    @classmethod
+    def of(cls, head: Any, samples: Sequence[Sample]) -> _Classes | None:
+        """None where the whole vocabulary is no larger."""
+        own = torch.zeros(len(head.weight), dtype=torch.bool)
+        own[torch.tensor(sorted({token for s in samples for token in s.ids}))] = True
+        if int(own.sum()) + DRAWN >= len(own):
+            return None
+        own = own.to(head.weight.device)
+        return cls(head, own.nonzero().squeeze(1), (~own).nonzero().squeeze(1))
+
+    @torch.no_grad()
+    def draw(self, seed: str) -> None:
+        # On the CPU, so that every device and every process draws the same.
+        generator = torch.Generator().manual_seed(random.Random(seed).getrandbits(63))
+        drawn = torch.randperm(len(self._others), generator=generator)[:DRAWN].to(self._own.device)
+        tokens = torch.cat([self._own, self._others[drawn]])
+        weight, bias = self._head.weight[tokens], self._head.bias
+        shift = weight.new_zeros(len(tokens)) if bias is None else bias[tokens]
+        shift[len(self._own) :] += math.log(len(self._others) / len(drawn))
+        self.head = weight, shift
 
 
 @torch.no_grad()

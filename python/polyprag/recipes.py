@@ -17,10 +17,10 @@ System: TypeAlias = Literal["polyprag", "poly-prag", "prag", "dyprag"]
 
 _T = TypeVar("_T")
 
-# What differs from our defaults; besides, all of them have every document's passage in every epoch, and
-# experts in every block. Poly-PRAG is arXiv 2511.17044, with the settings of its first author's code of the
-# weeks before, since the paper's are not all known to us; PRAG is arXiv 2501.15915, section 3.2; DyPRAG is
-# arXiv 2503.23895, and learns from the LoRAs of PRAG.
+# What differs from our defaults; besides, all of them have every document's passage in every epoch, experts
+# in every block, and the softmax of the whole vocabulary. Poly-PRAG is arXiv 2511.17044, with the settings of
+# its first author's code of the weeks before, since the paper's are not all known to us; PRAG is arXiv
+# 2501.15915, section 3.2; DyPRAG is arXiv 2503.23895, and learns from the LoRAs of PRAG.
 _TRAIN: Mapping[System, Mapping[str, Any]] = {
     "poly-prag": {
         "routing": "table",
@@ -62,7 +62,7 @@ def recipe_of(system: System = "polyprag") -> Recipe:
         raise InvalidInput(f"system is one of {', '.join(get_args(System))}, not {system!r}")
     if system == "polyprag":
         return Recipe()
-    whole = replace(TrainSettings(), from_depth=0.0)
+    whole = replace(TrainSettings(), from_depth=0.0, softmax="whole")
     train = replace(whole, **_TRAIN[system])
     teacher = replace(whole, **_TRAIN["prag"]) if system == "dyprag" else None
     return Recipe(samples=SampleSettings(with_passage=1.0), train=train, teacher=teacher)

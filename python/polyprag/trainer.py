@@ -169,7 +169,8 @@ class _Run:
             self.shared, self.optimiser = self._new_optimiser()
             if settings.checkpointing:
                 self.routed.enable_checkpointing()
-            self.loss = CausalLoss(base, compile=settings.compile)
+            sampled = samples if settings.softmax == "sampled" else None
+            self.loss = CausalLoss(base, compile=settings.compile, sampled=sampled)
             # A compiled model would be compiled anew for every batch whose lower blocks are skipped; and each
             # process computes the states of all samples, where else it has its share of them in every epoch.
             keep = settings.keep_states and settings.epochs > self.world.size and not settings.compile
@@ -247,6 +248,7 @@ class _Run:
         """One optimiser step."""
         started = time.monotonic()
         batch = self.order.batch(self.step)
+        self.loss.draw(f"{self.settings.seed}/{self.step}/softmax")
         documents, mixing = self._mixing(batch)
         rows = self.rows.read(documents).to(self.base.device)
         if isinstance(self.rows, FileRows):

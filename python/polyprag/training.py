@@ -16,6 +16,7 @@ from polyprag.routing import Phi, PhiKind
 
 Routing: TypeAlias = Literal["code", "table", "lora"]
 Schedule: TypeAlias = Literal["linear", "cosine", "constant"]
+Softmax: TypeAlias = Literal["sampled", "whole"]
 
 _RATES = ("expert_lr", "decoder_lr", "code_lr", "table_lr", "lora_lr", "router_lr")
 
@@ -37,6 +38,8 @@ class TrainSettings:
     ``checkpointing``: keep no activations inside the blocks of the model, and compute them twice: less
     memory, a third more time. ``compile``: let torch compile the model, which takes a minute or more.
     ``shard``: spread the base model over the processes, for one that does not fit a device.
+    ``softmax``: over the tokens of the samples and 8,192 others that every step draws (``sampled``), or over
+    the ``whole`` vocabulary, which takes a third more time (:mod:`polyprag.loss`).
     ``warmup``: share of the steps in which the learning rates rise; then ``schedule`` lets them fall to 0.
     ``gumbel``: logistic noise on the logits while training, as Poly does (relaxed Bernoulli, temperature 1).
     ``mixture``: share of the samples that are trained under the mean route of their document and
@@ -69,6 +72,7 @@ class TrainSettings:
     router_alone: float = 0.5
     mse_weight: float = 0.0
     kl_weight: float = 0.0
+    softmax: Softmax = "sampled"
     epochs: int = 6
     batch_size: int = 8
     accumulation: int = 1
@@ -92,6 +96,7 @@ class TrainSettings:
         for name, words in (
             ("routing", get_args(Routing)),
             ("schedule", get_args(Schedule)),
+            ("softmax", get_args(Softmax)),
             ("rows", ("auto", "memory", "files")),
         ):
             if getattr(self, name) not in words:

@@ -92,7 +92,11 @@ def encode(
         ),
     ] = "polyprag",
     routing: Annotated[
-        Routing | None, typer.Option(help="What is trained for each document. Default: code.")
+        Routing | None,
+        typer.Option(
+            help="What is trained for each document. Default: code; a table is larger, and better where "
+            "documents are added later."
+        ),
     ] = None,
     code_dim: Annotated[
         int | None,
