@@ -18,6 +18,7 @@ def test_a_recipe_by_name_is_that_system() -> None:
     assert published.alpha / published.rank == 1 / published.rank
     assert published.expert_lr == published.table_lr
     assert recipe_of("prag").train.routing == "lora"
+    assert {recipe_of(system).train.softmax for system in ("poly-prag", "prag", "dyprag")} == {"whole"}
     with pytest.raises(InvalidInput, match="polyprag, poly-prag, prag"):
         recipe_of("rag")  # type: ignore[arg-type]
 
