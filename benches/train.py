@@ -14,7 +14,7 @@ Three ways to put documents into weights, each on the same base model, documents
   code does (not with --quick; two steps are timed);
 - PEFT's Poly tuner with the same K, r, batches and number of documents, in every block and in the upper half.
 
-The base model alone, forward and backward to its inputs, says what no method can be faster than.
+The base model alone, forward and backward to its inputs, says what a method pays that runs all of it.
 Samples are generated: words of the vocabulary, as long as question-answer pairs are.
 """
 
