@@ -440,8 +440,7 @@ def kept_rows(path: Path) -> list[dict[str, Any]]:
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
     # The softmax was always of the whole vocabulary before it could be sampled.
-    recipe = row["encoding"].get("recipe", {"train": {"softmax": ""}})
-    if row["system"] == "polyprag" and "softmax" not in recipe["train"]:
+    if row["system"] == "polyprag" and "softmax" not in row["encoding"]["recipe"]["train"]:
         row["set"] = [*row["set"], "train.softmax=whole"]
     return row
 

@@ -106,7 +106,7 @@ class CausalLoss:
 
 
 class _Classes:
-    """What a sampled softmax is over: the tokens of a corpus, and as many others as are drawn.
+    """What a sampled softmax is over: the tokens of a corpus, and others that are drawn.
 
     A token that is drawn stands for all that could have been, so that the sum in the softmax is on average
     that of the whole vocabulary: the logarithm of how many it stands for is added to its logit (Jean et al.,
@@ -123,7 +123,7 @@ class _Classes:
     def of(cls, head: Any, samples: Sequence[Sample]) -> _Classes | None:
         """None where the whole vocabulary is no larger."""
         own = torch.zeros(len(head.weight), dtype=torch.bool)
-        own[torch.tensor(sorted({token for s in samples for token in s.ids}))] = True
+        own[list({token for s in samples for token in s.ids})] = True
         if int(own.sum()) + DRAWN >= len(own):
             return None
         own = own.to(head.weight.device)
