@@ -14,7 +14,8 @@ Three ways to put documents into weights, each on the same base model, documents
   code does (not with --quick; two steps are timed);
 - PEFT's Poly tuner with the same K, r, batches and number of documents, in every block and in the upper half.
 
-The base model alone, forward and backward to its inputs, says what a method pays that runs all of it.
+The base model alone, forward and backward to its inputs, says what a method pays that runs all of it. All
+take turns, some rounds of them: a machine's pace drifts, so a ratio is one of a round.
 Samples are generated: words of the vocabulary, as long as question-answer pairs are.
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 
-from common import arguments, report, wait
+from common import arguments, median, report, wait
 from polyprag.batches import Order, collate
 from polyprag.layers import find_targets
 from polyprag.models import BaseModel, load_base_model
@@ -40,52 +41,57 @@ from polyprag.trainer import Progress, TrainSettings, train
 SAMPLES_A_DOCUMENT = 5
 BATCH = 8
 
+OURS, WHOLE, COMPILED = "polyprag", "polyprag, every block", "polyprag, compiled"
+PRAG, PADDED = "PRAG with PEFT", "PRAG with PEFT, padded to 3,000"
+POLY, POLY_UPPER = "PEFT Poly, every block", "PEFT Poly, upper half"
+
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", help="base model; default: the small one")
     parser.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the base model")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each system has")
     given = parser.parse_args()
     documents = 8 if given.quick else 64
     base = load_base_model(given.model, dtype=given.dtype)
     samples = make_samples(documents)
     batches = Order(samples, BATCH, 0, epochs=1)
     ours = [[samples[i] for i in batches.batch(step)] for step in range(batches.steps)]
-    results: list[dict[str, Any]] = []
-
-    def measure(name: str, work: Callable[[], float], count: int, **more: Any) -> float:
-        """Samples a second: ``work`` returns the seconds that its samples took."""
-        speed = count / work()
-        results.append({"system": name, "samples": count, "samples_a_second": round(speed, 3), **more})
-        print(results[-1], flush=True)
-        return speed
-
-    n = len(samples)
-    floor = measure("base model alone", lambda: bare(base, ours), n)
-    epochs = TrainSettings().epochs
-    mine = measure("polyprag", lambda: polyprag(base, samples, documents, epochs=epochs), n * epochs)
-    whole = measure(
-        "polyprag, every block", lambda: polyprag(base, samples, documents, epochs=1, from_depth=0.0), n
-    )
     few = samples[: SAMPLES_A_DOCUMENT * min(documents, 8)]
-    prag = measure("PRAG with PEFT", lambda: peft_prag(base, few), len(few))
-    poly = measure("PEFT Poly, every block", lambda: peft_poly(base, ours, documents, 0.0), n)
-    upper = measure("PEFT Poly, upper half", lambda: peft_poly(base, ours, documents, 0.5), n)
-    ratios = {
-        "polyprag over PRAG with PEFT": mine / prag,
-        "polyprag over PEFT Poly, every block": mine / poly,
-        "polyprag over PEFT Poly, upper half": mine / upper,
-        "polyprag over the base model alone": mine / floor,
-        "every block: polyprag over PRAG with PEFT": whole / prag,
-        "every block: polyprag over PEFT Poly": whole / poly,
-        "every block: polyprag over the base model alone": whole / floor,
+    epochs = TrainSettings().epochs
+    turns: dict[str, tuple[Callable[[], float], int]] = {
+        "base model alone": (lambda: bare(base, ours), len(samples)),
+        PRAG: (lambda: peft_prag(base, few), len(few)),
+        OURS: (lambda: polyprag(base, samples, documents, epochs=epochs), len(samples) * epochs),
+        POLY_UPPER: (lambda: peft_poly(base, ours, documents, 0.5), len(samples)),
+        POLY: (lambda: peft_poly(base, ours, documents, 0.0), len(samples)),
+        WHOLE: (lambda: polyprag(base, samples, documents, epochs=1, from_depth=0.0), len(samples)),
     }
     if not given.quick:
-        compiled = measure("polyprag, compiled", lambda: compiled_polyprag(base, samples, documents), n)
-        ratios["polyprag, compiled, over PEFT Poly, upper half"] = compiled / upper
-        padded = measure("PRAG with PEFT, padded to 3,000", lambda: peft_prag(base, few[:2], width=3000), 2)
-        ratios["polyprag over PRAG with PEFT, padded to 3,000"] = mine / padded
-    report(given.json, results, {name: round(ratio, 2) for name, ratio in ratios.items()})
+        turns[COMPILED] = (lambda: compiled_polyprag(base, samples, documents), len(samples))
+        turns[PADDED] = (lambda: peft_prag(base, few[:2], width=3000), 2)
+    speeds: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(given.rounds):
+        for name, (work, count) in turns.items():
+            speeds[name].append(count / work())
+            print(f"{name}: {speeds[name][-1]:.2f} samples a second", flush=True)
+    results = [
+        {"system": name, "samples": turns[name][1], "samples_a_second": [round(s, 3) for s in found]}
+        for name, found in speeds.items()
+    ]
+    report(given.json, results, ratios_of(speeds))
+
+
+def ratios_of(speeds: dict[str, list[float]]) -> dict[str, float]:
+    """What some systems are over others: the median round's, and the least and greatest."""
+    ratios = {}
+    for name in (OURS, WHOLE, COMPILED):
+        for other in ("base model alone", PRAG, POLY_UPPER, POLY, PADDED):
+            if name in speeds and other in speeds:
+                each = sorted(a / b for a, b in zip(speeds[name], speeds[other], strict=True))
+                for which, ratio in (("", median(each)), (", least", each[0]), (", greatest", each[-1])):
+                    ratios[f"{name} over {other}{which}"] = round(ratio, 2)
+    return ratios
 
 
 def make_samples(documents: int) -> list[Sample]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from polyprag.errors import InvalidInput
 from polyprag.layers import ModuleShape, RoutedModel, find_targets, linear_shape
@@ -75,6 +76,39 @@ def test_one_layer_against_a_float64_sum_over_experts(shape: tuple[int, ...], mi
         with torch.no_grad():
             expected = pristine(x[row].double()) + x[row].double() @ change.T
         torch.testing.assert_close(found[row].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda: nn.Linear(24, 16),
+        lambda: nn.Linear(24, 16, bias=False),
+        lambda: Conv1D(16, 24),
+        lambda: PackedLinear(nn.Linear(24, 16)),
+    ],
+    ids=["linear", "no bias", "conv1d", "packed"],
+)
+def test_gradients_are_those_of_a_float64_sum_over_experts(kind: Callable[[], nn.Module], rows: int) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"up_proj": kind()})
+    pristine = copy.deepcopy(model["up_proj"]).double()
+    routed = attach(model)
+    w, x = draw_routes(rows, routed).requires_grad_(), torch.randn(4, 6, 24, requires_grad=True)
+    A, B = routed.parameters()
+    leaves = [t.detach().double().requires_grad_() for t in (x, w, A, B)]
+    dx, dw, dA, dB = leaves
+    gate = dw[:, 0].repeat_interleave(R, 1).unsqueeze(1)
+    expected = pristine(dx) + ALPHA / R * ((dx @ dA.T) * gate) @ dB
+    weights = torch.randn(4, 6, 16)
+    with routed.route(w):
+        found = model["up_proj"](x)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    found.backward(weights)
+    expected.backward(weights.double())
+    for got, leaf in zip((x, w, A, B), leaves, strict=True):
+        torch.testing.assert_close(got.grad.double(), leaf.grad, rtol=1e-5, atol=1e-4)
+    assert all(p.grad is None for p in model["up_proj"].base.parameters())
 
 
 def test_exact_and_factors_agree_on_one_expert_and_differ_on_two() -> None:
