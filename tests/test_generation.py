@@ -11,15 +11,28 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from polyprag.errors import InvalidInput
 from polyprag.generation import GenerationSettings, Spent, generate, stream
 from polyprag.layers import RoutedModel
 from polyprag.models import BaseModel, chat_prompt
+from polyprag.prefixes import groups_of
 
 PROMPTS = ["Where is Ost?", "A", "Who built the mill of red brick, and when was it built?", "Why?", "1761 "]
 PREFIX = "Title: Tarn Mill\nText: The mill stands in Ost.\n\n"
+ALIKE = [
+    "The red mill of Ost was built by Jan Reuter in 1761.\nWho?",
+    "Where is Ost?",
+    "The red mill of Ost was built by Jan Reuter in 1761.\nWhat is it that he built?",
+    "The red mill of Ost was built by Jan Reuter in 1761.\nWhere",
+    "The old house of Lindau has four rooms and no door.\nHow many rooms?",
+    "The old house of Lindau has four rooms and no door.\nHow",
+    "The old house of Lindau has four rooms and no door.\nHow",
+    "A",
+]
 SETTINGS = GenerationSettings(max_new_tokens=12, stop=(), batch_size=2)
 
 
@@ -68,6 +81,49 @@ def test_a_batch_gives_what_each_prompt_gives_by_hand(base: BaseModel) -> None:
 def test_a_shared_prefix_is_as_if_each_prompt_began_with_it(base: BaseModel, batch_size: int) -> None:
     settings = GenerationSettings(max_new_tokens=12, stop=(), batch_size=batch_size)
     assert texts(base, PROMPTS, settings, prefix=PREFIX) == [by_hand(base, PREFIX + p) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_prompts_that_begin_alike_are_as_if_each_were_read_alone(
+    base: BaseModel, batch_size: int, prefix: str
+) -> None:
+    settings = GenerationSettings(max_new_tokens=12, stop=(), batch_size=batch_size)
+    expected = [by_hand(base, prefix + p) for p in ALIKE]
+    assert texts(base, ALIKE, settings, prefix=prefix) == expected
+    two = replace(settings, beams=2, sequences=2)
+    found = list(generate(base, ALIKE, two, prefix=prefix))
+    alone = [text for p in ALIKE for _, text in generate(base, [p], two, prefix=prefix)]
+    assert sorted(found, key=lambda x: x[0]) == [(i // 2, text) for i, text in enumerate(alone)]
+
+
+def test_what_prompts_share_is_read_once(tiny_base: BaseModel) -> None:
+    def tokens_read(prompts: list[str]) -> int:
+        seen: list[int] = []
+        watch = tiny_base.model.base_model.register_forward_pre_hook(
+            lambda _, args, named: seen.append((named.get("input_ids", args[0] if args else None)).numel()),
+            with_kwargs=True,
+        )
+        try:
+            texts(tiny_base, prompts, GenerationSettings(max_new_tokens=1, stop=()))
+        finally:
+            watch.remove()
+        return sum(seen)
+
+    sentence = "Text: " + "the red mill of Ost was built by Jan Reuter, and " * 8
+    one = [f"{sentence}it was {word}\nQuestion:" for word in ("old", "big", "wet", "red")]
+    assert tokens_read(one) < 1.5 * tokens_read(one[:1])
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=8), max_size=12))
+def test_groups_share_what_they_say(rows: list[list[int]]) -> None:
+    groups = groups_of(rows)
+    assert sorted(i for _, members in groups for i in members) == list(range(len(rows)))
+    for shared, members in groups:
+        beginnings = {tuple(rows[i][:shared]) for i in members}
+        assert len(beginnings) == 1
+        assert all(shared < len(rows[i]) or not rows[i] for i in members)
+        assert len(members) == 1 or all(2 * shared >= len(rows[i]) for i in members)
 
 
 def test_each_prompt_of_a_batch_has_its_own_route(base: BaseModel) -> None:

@@ -8,8 +8,6 @@ torch's global generator nor depends on what else is in the batch.
 from __future__ import annotations
 
 import contextvars
-import copy
-import inspect
 import math
 import queue
 import random
@@ -39,6 +37,7 @@ from transformers import (
 from polyprag.errors import InvalidInput
 from polyprag.layers import Merged, RoutedModel
 from polyprag.models import BaseModel
+from polyprag.prefixes import Prefixes, Read, cache_argument
 
 #: A text, or its tokens as they are (see :func:`polyprag.models.chat_prompt`).
 Prompt: TypeAlias = str | Sequence[int]
@@ -149,14 +148,12 @@ def generate(
     rows = [token_ids(base, p, alone=not prefix) for p in prompts]
     if empty := next((i + 1 for i, row in enumerate(rows) if not head and not row), None):
         raise InvalidInput(f"prompt {empty} of {len(rows)} has no token")
-    cache = _read_prefix(base, head) if head else None
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for start in range(0, len(order), settings.batch_size):
-        numbers = order[start : start + settings.batch_size]
+    prefixes = Prefixes(base, head, rows, share=routes is None and not settings.compile)
+    for numbers in prefixes.batches(settings.batch_size):
         scope: Any = nullcontext()
         if routed is not None and routes is not None:
             scope = routed.route(routes[numbers].to(base.device) if isinstance(routes, Tensor) else routes)
-        batch = _Batch(base, settings, head, cache, numbers, [rows[i] for i in numbers], on_text)
+        batch = _Batch(base, settings, prefixes, numbers, [[*head, *rows[i]] for i in numbers], on_text)
         with scope:
             texts = batch.run()
         if spent is not None:
@@ -221,18 +218,6 @@ def token_ids(base: BaseModel, prompt: Prompt, *, alone: bool = True) -> list[in
     return list(prompt)
 
 
-@torch.no_grad()
-def _read_prefix(base: BaseModel, head: list[int]) -> DynamicCache:
-    cache = DynamicCache(config=base.model.config)
-    base.model(torch.tensor([head], device=base.device), use_cache=True, **{_cache_argument(base): cache})
-    return cache
-
-
-def _cache_argument(base: BaseModel) -> str:
-    # transformers renames past_key_values to cache, and drops the old name in 5.40.
-    return "cache" if "cache" in inspect.signature(base.model.forward).parameters else "past_key_values"
-
-
 class _Batch:
     """Some prompts, and what becomes of them in one call of ``generate``."""
 
@@ -240,15 +225,13 @@ class _Batch:
         self,
         base: BaseModel,
         settings: GenerationSettings,
-        head: list[int],
-        prefix_cache: DynamicCache | None,
+        prefixes: Prefixes,
         numbers: list[int],
         rows: list[list[int]],
         on_text: OnText | None,
     ) -> None:
         self.base, self.settings = base, settings
-        self.head, self.prefix_cache = head, prefix_cache
-        self.numbers, self.rows = numbers, rows
+        self.prefixes, self.numbers, self.rows = prefixes, numbers, rows
         # Beams are made from a row by ``generate``; samples are rows from the start.
         self.copies = settings.sequences if settings.beams == 1 else 1
         self.watch = _Watch(self, on_text)
@@ -257,15 +240,17 @@ class _Batch:
     def run(self) -> list[str]:
         """All continuations, those of one prompt together."""
         model: Any = self.base.model
-        ids, mask = self._inputs()
         self.started = time.perf_counter()
+        read = self.prefixes.read(self.numbers)
+        ids, mask = self._inputs(read)
+        self.watch.begin(ids.shape[1])
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=self.settings.max_new_tokens,
             pad_token_id=self.base.tokenizer.pad_token_id,
             stopping_criteria=StoppingCriteriaList([self.watch]),
-            **self._options(len(ids)),
+            **self._options(read.cache),
         )
         self.new = output[:, ids.shape[1] :].tolist()
         texts = [
@@ -276,15 +261,17 @@ class _Batch:
         self.ended = time.perf_counter()
         return texts
 
-    def _inputs(self) -> tuple[Tensor, Tensor]:
-        width, pad = max(map(len, self.rows)), self.base.tokenizer.pad_token_id
-        rows = [row for row in self.rows for _ in range(self.copies)]
-        # The prefix, then the padding, then the prompt: positions count only what the mask lets through.
-        ids = [self.head + [pad] * (width - len(r)) + r for r in rows]
-        mask = [[1] * len(self.head) + [0] * (width - len(r)) + [1] * len(r) for r in rows]
-        return torch.tensor(ids, device=self.base.device), torch.tensor(mask, device=self.base.device)
+    def _inputs(self, read: Read) -> tuple[Tensor, Tensor]:
+        rest = [row[length:] for row, length in zip(self.rows, read.lengths, strict=True)]
+        width, pad = max(map(len, rest)), self.base.tokenizer.pad_token_id
+        # What is read, then padding, then the rest: positions count only what the mask lets through.
+        ids = [a + [pad] * (width - len(r)) + r for a, r in zip(read.ids, rest, strict=True)]
+        mask = [a + [0] * (width - len(r)) + [1] * len(r) for a, r in zip(read.mask, rest, strict=True)]
+        given = (torch.tensor(x, device=self.base.device) for x in (ids, mask))
+        ids_of_all, mask_of_all = (x.repeat_interleave(self.copies, 0) for x in given)
+        return ids_of_all, mask_of_all
 
-    def _options(self, rows: int) -> dict[str, Any]:
+    def _options(self, cache: DynamicCache | None) -> dict[str, Any]:
         s = self.settings
         # A model's own settings (Qwen2.5: repetition_penalty 1.1) would punish answers that the prompt holds.
         options: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -292,15 +279,14 @@ class _Batch:
         if s.temperature:
             names = [f"{s.seed}/{n}/{copy}" for n in self.numbers for copy in range(self.copies)]
             options["logits_processor"] = LogitsProcessorList([_Sampler(s, names, self.base.device)])
-        if self.prefix_cache is not None:
-            cache = copy.deepcopy(self.prefix_cache)
-            cache.batch_repeat_interleave(rows * s.beams)
-            options[_cache_argument(self.base)] = cache
+        if cache is not None:
+            cache.batch_repeat_interleave(self.copies * s.beams)
+            options[cache_argument(self.base.model)] = cache
         elif s.compile and s.beams == 1:
             # One of its own: generate's static caches are kept in the model, where threads would share them.
             length = max(map(len, self.rows)) + s.max_new_tokens
             fixed = StaticCache(self.base.model.config, -(-length // _CACHE_STEP) * _CACHE_STEP)
-            options |= {_cache_argument(self.base): fixed, "compile_config": _compile_config(self.base)}
+            options |= {cache_argument(self.base.model): fixed, "compile_config": _compile_config(self.base)}
         return options
 
     def spent(self) -> Iterator[tuple[int, Spent]]:
@@ -316,7 +302,7 @@ class _Batch:
                 Spent(
                     prefill,
                     decode,
-                    len(self.head) + len(self.rows[place]),
+                    len(self.rows[place]),
                     sum(tokens[place * per : (place + 1) * per]),
                     all(map(self._has_ended, new)),
                 ),
@@ -350,12 +336,16 @@ class _Watch(StoppingCriteria):
         self.first: float | None = None  # when the first token was there
         ends = batch.base.model.generation_config.eos_token_id
         self.ends = frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
-        self._width = len(batch.head) + max(map(len, batch.rows))
+        self._width = 0  # of the prompts
         self._readers = [
             _Reader(batch.base.tokenizer, batch.settings.stop, on_text, number)
             for number in batch.numbers
             for _ in range(batch.copies)
         ]
+
+    def begin(self, width: int) -> None:
+        """The prompts have so many tokens, padding among them."""
+        self._width = width
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ARG002 - as called
         if self.batch.settings.beams > 1:  # which change places: a row is not what it was

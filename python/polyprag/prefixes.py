@@ -1,0 +1,140 @@
+"""What prompts begin with is read by the model once: what all of them begin with, and what some do.
+
+Ten questions are asked about the sentences of a passage, some about each: their prompts are alike up to the
+answer. Only the tokens that follow are read for each prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from polyprag.models import BaseModel
+
+Row = Sequence[int]
+
+_ROWS = 16  # that are read together
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the model has read of some prompts.
+
+    lengths: how many tokens of each. ids, mask: the slots of ``cache``, a row for each prompt, all of one
+    width; None is that nothing has been read.
+    """
+
+    lengths: list[int]
+    ids: list[list[int]]
+    mask: list[list[int]]
+    cache: DynamicCache | None
+
+
+class Prefixes:
+    """Prompts that are read in batches, each batch up to where its prompts begin to differ.
+
+    prefix: tokens that stand before all rows. share: look for what some rows begin with, too; it is done for
+    models that keep the keys and values of every token and nothing else.
+    """
+
+    def __init__(self, base: BaseModel, prefix: Row, rows: Sequence[Row], *, share: bool) -> None:
+        self._base, self._prefix, self._rows = base, list(prefix), rows
+        self._cache = DynamicCache(config=base.model.config) if prefix or share else None
+        layers = self._cache.layers if self._cache is not None else []
+        if self._cache is not None and prefix:
+            self._forward([self._prefix], [[1] * len(prefix)], self._cache)
+        plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+        self._groups = groups_of(rows) if share and plain else []
+        if all(len(members) == 1 for _, members in self._groups):
+            self._groups = [(0, [i]) for i in range(len(rows))]
+        self._group_of = {i: n for n, (_, members) in enumerate(self._groups) for i in members}
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """The numbers of all rows, so many at a time: those that begin alike together, long ones first."""
+        long_first = sorted(self._groups, key=lambda g: (-g[0], -max(len(self._rows[i]) for i in g[1])))
+        order = [i for _, members in long_first for i in members]
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+    @torch.no_grad()
+    def read(self, numbers: Sequence[int]) -> Read:
+        """Read what the rows of a batch share with each other; the cache is the caller's own."""
+        places: dict[int, int] = {}  # of the groups in what is read here
+        for i in numbers:
+            places.setdefault(self._group_of[i], len(places))
+        stems = [list(self._rows[members[0]][:n]) for n, members in (self._groups[group] for group in places)]
+        before, width, pad = len(self._prefix), max(map(len, stems)), int(self._base.tokenizer.pad_token_id)
+        ids = [self._prefix + stem + [pad] * (width - len(stem)) for stem in stems]
+        mask = [[1] * (before + len(stem)) + [0] * (width - len(stem)) for stem in stems]
+        own = [places[self._group_of[i]] for i in numbers]
+        cache = self._read_slots(ids, mask) if before + width else None
+        if cache is not None:
+            cache.batch_select_indices(torch.tensor(own, device=self._base.device))
+        lengths = [before + len(stems[p]) for p in own]
+        return Read(lengths, [ids[p] for p in own], [mask[p] for p in own], cache)
+
+    def _read_slots(self, ids: list[list[int]], mask: list[list[int]]) -> DynamicCache:
+        """A cache of the slots, some rows at a time: neighbours are of like length, and padding takes time."""
+        before, width = len(self._prefix), len(ids[0])
+        parts = []
+        for start in range(0, len(ids), _ROWS):
+            some = slice(start, start + _ROWS)
+            end = max(map(sum, mask[some]))
+            part = copy.deepcopy(self._cache)
+            assert part is not None  # noqa: S101 - there is one if anything is shared
+            if before:
+                part.batch_repeat_interleave(len(ids[some]))
+            if end > before:
+                self._forward([row[before:end] for row in ids[some]], [row[:end] for row in mask[some]], part)
+            parts.append(part)
+        for layers in zip(*(part.layers for part in parts), strict=True):
+            for name in ("keys", "values"):
+                states = [getattr(layer, name) for layer in layers]
+                if states[0] is not None:  # a layer that reads another's holds none
+                    padded = [functional.pad(x, (0, 0, 0, width - x.shape[-2])) for x in states]
+                    setattr(layers[0], name, torch.cat(padded))
+        return parts[0]
+
+    @torch.no_grad()
+    def _forward(self, ids: list[list[int]], mask: list[list[int]], cache: DynamicCache) -> None:
+        # Without the head: nobody asks what comes next.
+        model, device = self._base.model.base_model, self._base.device
+        given = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        model(input_ids=given[0], attention_mask=given[1], use_cache=True, **{cache_argument(model): cache})
+
+
+def groups_of(rows: Sequence[Row]) -> list[tuple[int, list[int]]]:
+    """Rows that begin alike: how many tokens they share, which is at least half of each and never all of one,
+    and their numbers. A row that is like no other is alone, with all of its tokens but the last.
+    """
+    groups: list[tuple[int, list[int]]] = []
+    longest = 0  # of the last group
+    for i in sorted(range(len(rows)), key=lambda i: list(rows[i])):
+        if groups:
+            shared, members = groups[-1]
+            shared = min(shared, len(rows[i]) - 1, _alike(rows[members[-1]], rows[i]))
+            longest = max(longest, len(rows[i]))
+            if 2 * shared >= longest:
+                groups[-1] = shared, [*members, i]
+                continue
+        groups.append((max(len(rows[i]) - 1, 0), [i]))
+        longest = len(rows[i])
+    return groups
+
+
+def _alike(a: Row, b: Row) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What a model calls its cache: transformers renames past_key_values, and drops the old name in 5.40."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
