@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,20 @@ def by_hand(base: BaseModel, prompt: str, tokens: int = 12) -> str:
     return str(base.tokenizer.decode(ids[start:], skip_special_tokens=True)).lstrip()
 
 
+@contextmanager
+def watched(base: BaseModel) -> Iterator[list[tuple[int, int]]]:
+    """The shapes [rows, tokens] of what the model is given inside."""
+    seen: list[tuple[int, int]] = []
+    watch = base.model.base_model.register_forward_pre_hook(
+        lambda _, args, named: seen.append(tuple((args[0] if args else named["input_ids"]).shape)),
+        with_kwargs=True,
+    )
+    try:
+        yield seen
+    finally:
+        watch.remove()
+
+
 def routed_model(base: BaseModel, rows: int) -> tuple[RoutedModel, torch.Tensor]:
     torch.manual_seed(0)
     targets = ["*.mlp.*"]
@@ -99,16 +113,9 @@ def test_prompts_that_begin_alike_are_as_if_each_were_read_alone(
 
 def test_what_prompts_share_is_read_once(tiny_base: BaseModel) -> None:
     def tokens_read(prompts: list[str]) -> int:
-        seen: list[int] = []
-        watch = tiny_base.model.base_model.register_forward_pre_hook(
-            lambda _, args, named: seen.append((named.get("input_ids", args[0] if args else None)).numel()),
-            with_kwargs=True,
-        )
-        try:
+        with watched(tiny_base) as inputs:
             texts(tiny_base, prompts, GenerationSettings(max_new_tokens=1, stop=()))
-        finally:
-            watch.remove()
-        return sum(seen)
+        return sum(rows * width for rows, width in inputs)
 
     sentence = "Text: " + "the red mill of Ost was built by Jan Reuter, and " * 8
     one = [f"{sentence}it was {word}\nQuestion:" for word in ("old", "big", "wet", "red")]
@@ -221,6 +228,28 @@ def test_rows_stop_one_by_one_and_keep_their_order(
     for batch_size in (1, 3, 4):
         settings = GenerationSettings(max_new_tokens=40, batch_size=batch_size)
         assert texts(base, list(answers), settings) == ["a", "two words", "the longest of all answers", ""]
+
+
+@pytest.mark.parametrize("with_routes", [False, True])
+@pytest.mark.parametrize("temperature", [None, 1.5])
+def test_rows_that_have_ended_are_taken_out_and_the_others_go_on_unchanged(
+    base: BaseModel, temperature: float | None, with_routes: bool
+) -> None:
+    prompts = [f"{n} {prompt}" for n in "12" for prompt in (*PROMPTS, *ALIKE)]
+    # Each letter ends a text, so that some have a token or two and some all that are allowed.
+    settings = GenerationSettings(20, tuple("abcdefghi"), temperature=temperature, batch_size=len(prompts))
+    more: dict[str, Any] = {}
+    if with_routes:
+        routed, routes = routed_model(base, len(prompts))
+        more = {"routed": routed, "routes": routes}
+    spent: dict[int, Spent] = {}
+    with watched(base) as inputs:
+        together = texts(base, prompts, settings, spent=spent, **more)
+    assert together == texts(base, prompts, replace(settings, batch_size=1), **more)
+    assert len({s.new_tokens for s in spent.values()}) > 2
+    # More than half of the rows of each step have not ended.
+    made = sum(s.new_tokens for s in spent.values())
+    assert sum(rows for rows, width in inputs if width == 1) < 2 * made
 
 
 def test_no_more_tokens_are_made_than_allowed(scripted: Callable[[dict[str, str]], BaseModel]) -> None:

@@ -20,9 +20,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     CompileConfig,
-    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -150,12 +150,10 @@ def generate(
         raise InvalidInput(f"prompt {empty} of {len(rows)} has no token")
     prefixes = Prefixes(base, head, rows, share=routes is None and not settings.compile)
     for numbers in prefixes.batches(settings.batch_size):
-        scope: Any = nullcontext()
-        if routed is not None and routes is not None:
-            scope = routed.route(routes[numbers].to(base.device) if isinstance(routes, Tensor) else routes)
-        batch = _Batch(base, settings, prefixes, numbers, [[*head, *rows[i]] for i in numbers], on_text)
-        with scope:
-            texts = batch.run()
+        own = routes[numbers].to(base.device) if isinstance(routes, Tensor) else routes
+        whole = [[*head, *rows[i]] for i in numbers]
+        batch = _Batch(base, settings, prefixes, numbers, whole, routed, own, on_text)
+        texts = batch.run()
         if spent is not None:
             spent.update(batch.spent())
         for place, number in enumerate(numbers):
@@ -219,7 +217,11 @@ def token_ids(base: BaseModel, prompt: Prompt, *, alone: bool = True) -> list[in
 
 
 class _Batch:
-    """Some prompts, and what becomes of them in one call of ``generate``."""
+    """Some prompts, and what becomes of them.
+
+    A call of transformers' ``generate`` decodes all rows until the last has ended. Where rows can be taken
+    out, it is stopped when half of them have ended, and another goes on with the rest.
+    """
 
     def __init__(
         self,
@@ -228,10 +230,13 @@ class _Batch:
         prefixes: Prefixes,
         numbers: list[int],
         rows: list[list[int]],
+        routed: RoutedModel | None,
+        routes: Tensor | Merged | None,
         on_text: OnText | None,
     ) -> None:
         self.base, self.settings = base, settings
         self.prefixes, self.numbers, self.rows = prefixes, numbers, rows
+        self.routed, self.routes = routed, routes
         # Beams are made from a row by ``generate``; samples are rows from the start.
         self.copies = settings.sequences if settings.beams == 1 else 1
         self.watch = _Watch(self, on_text)
@@ -239,20 +244,29 @@ class _Batch:
     @torch.no_grad()
     def run(self) -> list[str]:
         """All continuations, those of one prompt together."""
-        model: Any = self.base.model
+        limit = self.settings.max_new_tokens
         self.started = time.perf_counter()
         read = self.prefixes.read(self.numbers)
         ids, mask = self._inputs(read)
-        self.watch.begin(ids.shape[1])
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=self.settings.max_new_tokens,
-            pad_token_id=self.base.tokenizer.pad_token_id,
-            stopping_criteria=StoppingCriteriaList([self.watch]),
-            **self._options(read.cache),
-        )
+        options = self._options(read)
+        may_halt = self.prefixes.plain and self.settings.beams == 1 and not self._fixed(read)
+        self.watch.begin(ids.shape[1], may_halt=may_halt)
+        routes, going = self._routes_of_rows(), list(range(len(ids)))
+        output = self._decode(ids, mask, limit, routes, options)
         self.new = output[:, ids.shape[1] :].tolist()
+        while read.cache is not None and self.watch.halted and len(self.new[going[0]]) < limit:
+            places = self.watch.take_out()
+            going = [going[place] for place in places]
+            index = torch.tensor(places, device=self.base.device)
+            read.cache.batch_select_indices(index)
+            for sampler in options.get("logits_processor", []):
+                sampler.keep(places)
+            routes = routes[index] if isinstance(routes, Tensor) else routes
+            ids = output[index]
+            mask = functional.pad(mask[index], (0, ids.shape[1] - mask.shape[1]), value=1)
+            output = self._decode(ids, mask, limit - len(self.new[going[0]]), routes, options)
+            for row, more in zip(going, output[:, ids.shape[1] :].tolist(), strict=True):
+                self.new[row] += more
         texts = [
             _cut(text, self.settings.stop)
             for text in self.base.tokenizer.batch_decode(self.new, skip_special_tokens=True)
@@ -260,6 +274,30 @@ class _Batch:
         self.watch.finish(texts)
         self.ended = time.perf_counter()
         return texts
+
+    def _routes_of_rows(self) -> Tensor | Merged | None:
+        """One for each row, where each prompt has its own."""
+        routes = self.routes
+        return routes.repeat_interleave(self.copies, 0) if isinstance(routes, Tensor) else routes
+
+    def _decode(
+        self, ids: Tensor, mask: Tensor, limit: int, routes: Tensor | Merged | None, options: dict[str, Any]
+    ) -> Tensor:
+        """The rows and what comes after them, up to ``limit`` tokens."""
+        model: Any = self.base.model
+        scope: Any = nullcontext()
+        if self.routed is not None and routes is not None:
+            scope = self.routed.route(routes)
+        with scope:
+            found: Tensor = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=limit,
+                pad_token_id=self.base.tokenizer.pad_token_id,
+                stopping_criteria=StoppingCriteriaList([self.watch]),
+                **options,
+            )
+        return found
 
     def _inputs(self, read: Read) -> tuple[Tensor, Tensor]:
         rest = [row[length:] for row, length in zip(self.rows, read.lengths, strict=True)]
@@ -271,7 +309,11 @@ class _Batch:
         ids_of_all, mask_of_all = (x.repeat_interleave(self.copies, 0) for x in given)
         return ids_of_all, mask_of_all
 
-    def _options(self, cache: DynamicCache | None) -> dict[str, Any]:
+    def _fixed(self, read: Read) -> bool:
+        """Whether the cache is of a fixed length, for compiled steps."""
+        return self.settings.compile and self.settings.beams == 1 and not any(read.lengths)
+
+    def _options(self, read: Read) -> dict[str, Any]:
         s = self.settings
         # A model's own settings (Qwen2.5: repetition_penalty 1.1) would punish answers that the prompt holds.
         options: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -279,14 +321,16 @@ class _Batch:
         if s.temperature:
             names = [f"{s.seed}/{n}/{copy}" for n in self.numbers for copy in range(self.copies)]
             options["logits_processor"] = LogitsProcessorList([_Sampler(s, names, self.base.device)])
-        if cache is not None:
-            cache.batch_repeat_interleave(self.copies * s.beams)
-            options[cache_argument(self.base.model)] = cache
-        elif s.compile and s.beams == 1:
+        name = cache_argument(self.base.model)
+        if self._fixed(read):
             # One of its own: generate's static caches are kept in the model, where threads would share them.
             length = max(map(len, self.rows)) + s.max_new_tokens
             fixed = StaticCache(self.base.model.config, -(-length // _CACHE_STEP) * _CACHE_STEP)
-            options |= {cache_argument(self.base.model): fixed, "compile_config": _compile_config(self.base)}
+            options |= {name: fixed, "compile_config": _compile_config(self.base)}
+        elif read.cache is not None:
+            if any(read.lengths):
+                read.cache.batch_repeat_interleave(self.copies * s.beams)
+            options[name] = read.cache
         return options
 
     def spent(self) -> Iterator[tuple[int, Spent]]:
@@ -337,15 +381,23 @@ class _Watch(StoppingCriteria):
         ends = batch.base.model.generation_config.eos_token_id
         self.ends = frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
         self._width = 0  # of the prompts
-        self._readers = [
+        self._may_halt = self.halted = False
+        self._readers = self._going = [
             _Reader(batch.base.tokenizer, batch.settings.stop, on_text, number)
             for number in batch.numbers
             for _ in range(batch.copies)
         ]
 
-    def begin(self, width: int) -> None:
-        """The prompts have so many tokens, padding among them."""
-        self._width = width
+    def begin(self, width: int, *, may_halt: bool) -> None:
+        """The prompts have so many tokens, padding among them. may_halt: when half of the rows have ended."""
+        self._width, self._may_halt = width, may_halt
+
+    def take_out(self) -> list[int]:
+        """Go on without the rows that have ended; gives the places of the others."""
+        places = [place for place, reader in enumerate(self._going) if not reader.done]
+        self._going = [self._going[place] for place in places]
+        self.halted = False
+        return places
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ARG002 - as called
         if self.batch.settings.beams > 1:  # which change places: a row is not what it was
@@ -353,9 +405,11 @@ class _Watch(StoppingCriteria):
             texts = decode(input_ids[:, self._width :], skip_special_tokens=True)
             done = [any(s in text.lstrip() for s in self.batch.settings.stop) for text in texts]
         else:
-            for reader, token in zip(self._readers, input_ids[:, -1].tolist(), strict=True):
+            for reader, token in zip(self._going, input_ids[:, -1].tolist(), strict=True):
                 reader.read(token, last=token in self.ends)
-            done = [reader.done for reader in self._readers]
+            done = [reader.done for reader in self._going]
+            if self._may_halt and len(done) / 2 <= sum(done) < len(done):
+                self.halted, done = True, [True] * len(done)
         if self.first is None:
             self.first = time.perf_counter()  # reading has waited for the device
         return torch.tensor(done, device=input_ids.device)
@@ -456,6 +510,10 @@ class _Sampler(LogitsProcessor):
             self._cuts.append(TopPLogitsWarper(settings.top_p))
         seeds = [random.Random(name).getrandbits(63) for name in names]
         self._draws = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self._draws = [self._draws[place] for place in places]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = self._cuts(input_ids, scores.float())  # type: ignore[arg-type]

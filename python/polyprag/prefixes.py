@@ -30,7 +30,7 @@ class Read:
     """What the model has read of some prompts.
 
     lengths: how many tokens of each. ids, mask: the slots of ``cache``, a row for each prompt, all of one
-    width; None is that nothing has been read.
+    width. The cache is empty where nothing has been read, and None where the model may want one of its own.
     """
 
     lengths: list[int]
@@ -42,18 +42,19 @@ class Read:
 class Prefixes:
     """Prompts that are read in batches, each batch up to where its prompts begin to differ.
 
-    prefix: tokens that stand before all rows. share: look for what some rows begin with, too; it is done for
-    models that keep the keys and values of every token and nothing else.
+    prefix: tokens that stand before all rows. share: look for what some rows begin with, too.
+    plain: the model keeps keys and values of every token and nothing else, so that rows can be read up to
+    any token, and be taken out.
     """
 
     def __init__(self, base: BaseModel, prefix: Row, rows: Sequence[Row], *, share: bool) -> None:
         self._base, self._prefix, self._rows = base, list(prefix), rows
-        self._cache = DynamicCache(config=base.model.config) if prefix or share else None
-        layers = self._cache.layers if self._cache is not None else []
-        if self._cache is not None and prefix:
+        self._cache = DynamicCache(config=base.model.config)
+        layers = self._cache.layers
+        self.plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+        if prefix:
             self._forward([self._prefix], [[1] * len(prefix)], self._cache)
-        plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-        self._groups = groups_of(rows) if share and plain else []
+        self._groups = groups_of(rows) if share and self.plain else []
         if all(len(members) == 1 for _, members in self._groups):
             self._groups = [(0, [i]) for i in range(len(rows))]
         self._group_of = {i: n for n, (_, members) in enumerate(self._groups) for i in members}
@@ -76,21 +77,21 @@ class Prefixes:
         ids = [self._prefix + stem + [pad] * (width - len(stem)) for stem in stems]
         mask = [[1] * (before + len(stem)) + [0] * (width - len(stem)) for stem in stems]
         own = [places[self._group_of[i]] for i in numbers]
-        cache = self._read_slots(ids, mask) if before + width else None
-        if cache is not None:
+        cache = DynamicCache(config=self._base.model.config) if self.plain else None
+        if before + width:
+            cache = self._read_slots(ids, mask)
             cache.batch_select_indices(torch.tensor(own, device=self._base.device))
         lengths = [before + len(stems[p]) for p in own]
         return Read(lengths, [ids[p] for p in own], [mask[p] for p in own], cache)
 
     def _read_slots(self, ids: list[list[int]], mask: list[list[int]]) -> DynamicCache:
-        """A cache of the slots, some rows at a time: neighbours are of like length, and padding takes time."""
+        """A cache of the slots, read some rows at a time: neighbours are of like length."""
         before, width = len(self._prefix), len(ids[0])
         parts = []
         for start in range(0, len(ids), _ROWS):
             some = slice(start, start + _ROWS)
             end = max(map(sum, mask[some]))
             part = copy.deepcopy(self._cache)
-            assert part is not None  # noqa: S101 - there is one if anything is shared
             if before:
                 part.batch_repeat_interleave(len(ids[some]))
             if end > before:
