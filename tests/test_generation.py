@@ -31,7 +31,7 @@ ALIKE = [
     "The old house of Lindau has four rooms and no door.\nHow many rooms?",
     "The old house of Lindau has four rooms and no door.\nHow",
     "The old house of Lindau has four rooms and no door.\nHow",
-    "A",
+    "Ab",
 ]
 SETTINGS = GenerationSettings(max_new_tokens=12, stop=(), batch_size=2)
 
@@ -109,6 +109,8 @@ def test_prompts_that_begin_alike_are_as_if_each_were_read_alone(
     found = list(generate(base, ALIKE, two, prefix=prefix))
     alone = [text for p in ALIKE for _, text in generate(base, [p], two, prefix=prefix)]
     assert sorted(found, key=lambda x: x[0]) == [(i // 2, text) for i, text in enumerate(alone)]
+    short = [*"abcdefghijklmnopqrst", *ALIKE]
+    assert texts(base, short, settings, prefix=prefix)[20:] == expected
 
 
 def test_what_prompts_share_is_read_once(tiny_base: BaseModel) -> None:

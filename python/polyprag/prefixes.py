@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,19 +51,23 @@ class Prefixes:
     def __init__(self, base: BaseModel, prefix: Row, rows: Sequence[Row], *, share: bool) -> None:
         self._base, self._prefix, self._rows = base, list(prefix), rows
         self._cache = DynamicCache(config=base.model.config)
-        layers = self._cache.layers
-        self.plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+        self.plain = _keeps_all(base.model, self._cache)
         if prefix:
             self._forward([self._prefix], [[1] * len(prefix)], self._cache)
-        self._groups = groups_of(rows) if share and self.plain else []
+        # A row of no token at all, which attends to nothing, need not come to numbers.
+        readable = bool(prefix) or min(map(len, rows), default=0) > 1
+        self._groups = groups_of(rows) if share and self.plain and readable else []
         if all(len(members) == 1 for _, members in self._groups):
-            self._groups = [(0, [i]) for i in range(len(rows))]
+            self._groups = [(0, list(range(len(rows))))]
         self._group_of = {i: n for n, (_, members) in enumerate(self._groups) for i in members}
 
     def batches(self, size: int) -> Iterator[list[int]]:
-        """The numbers of all rows, so many at a time: those that begin alike together, long ones first."""
-        long_first = sorted(self._groups, key=lambda g: (-g[0], -max(len(self._rows[i]) for i in g[1])))
-        order = [i for _, members in long_first for i in members]
+        """The numbers of all rows, so many at a time: long ones first, those that begin alike together."""
+        order = [
+            i
+            for _, members in sorted(self._groups, key=lambda group: -group[0])
+            for i in sorted(members, key=lambda i: -len(self._rows[i]))
+        ]
         for start in range(0, len(order), size):
             yield order[start : start + size]
 
@@ -72,25 +77,27 @@ class Prefixes:
         places: dict[int, int] = {}  # of the groups in what is read here
         for i in numbers:
             places.setdefault(self._group_of[i], len(places))
+        own = [places[self._group_of[i]] for i in numbers]
         stems = [list(self._rows[members[0]][:n]) for n, members in (self._groups[group] for group in places)]
         before, width, pad = len(self._prefix), max(map(len, stems)), int(self._base.tokenizer.pad_token_id)
+        lengths = [before + len(stem) for stem in stems]
         ids = [self._prefix + stem + [pad] * (width - len(stem)) for stem in stems]
-        mask = [[1] * (before + len(stem)) + [0] * (width - len(stem)) for stem in stems]
-        own = [places[self._group_of[i]] for i in numbers]
-        cache = DynamicCache(config=self._base.model.config) if self.plain else None
-        if before + width:
-            cache = self._read_slots(ids, mask)
+        mask = [[1] * length + [0] * (before + width - length) for length in lengths]
+        cache = copy.deepcopy(self._cache) if before or self.plain else None
+        if cache is not None and width:
+            cache = self._with_stems(ids, mask, lengths)
             cache.batch_select_indices(torch.tensor(own, device=self._base.device))
-        lengths = [before + len(stems[p]) for p in own]
-        return Read(lengths, [ids[p] for p in own], [mask[p] for p in own], cache)
+        elif cache is not None and before:
+            cache.batch_repeat_interleave(len(numbers))
+        return Read([lengths[p] for p in own], [ids[p] for p in own], [mask[p] for p in own], cache)
 
-    def _read_slots(self, ids: list[list[int]], mask: list[list[int]]) -> DynamicCache:
-        """A cache of the slots, read some rows at a time: neighbours are of like length."""
+    def _with_stems(self, ids: list[list[int]], mask: list[list[int]], lengths: list[int]) -> DynamicCache:
+        """A cache of these slots, read some rows at a time: neighbours are of like length."""
         before, width = len(self._prefix), len(ids[0])
         parts = []
         for start in range(0, len(ids), _ROWS):
             some = slice(start, start + _ROWS)
-            end = max(map(sum, mask[some]))
+            end = max(lengths[some])
             part = copy.deepcopy(self._cache)
             if before:
                 part.batch_repeat_interleave(len(ids[some]))
@@ -101,8 +108,8 @@ class Prefixes:
             for name in ("keys", "values"):
                 states = [getattr(layer, name) for layer in layers]
                 if states[0] is not None:  # a layer that reads another's holds none
-                    padded = [functional.pad(x, (0, 0, 0, width - x.shape[-2])) for x in states]
-                    setattr(layers[0], name, torch.cat(padded))
+                    filled = [functional.pad(x, (0, 0, 0, width - x.shape[-2])) for x in states]
+                    setattr(layers[0], name, torch.cat(filled))
         return parts[0]
 
     @torch.no_grad()
@@ -111,6 +118,13 @@ class Prefixes:
         model, device = self._base.model.base_model, self._base.device
         given = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
         model(input_ids=given[0], attention_mask=given[1], use_cache=True, **{cache_argument(model): cache})
+
+
+def _keeps_all(model: Any, cache: DynamicCache) -> bool:
+    """Whether the model keeps the keys and values of every token in the cache, and nothing anywhere else."""
+    # Transformers' own word for models such as RWKV, which keep a state that no cache of theirs holds.
+    takes_it = getattr(model, "_supports_default_dynamic_cache", lambda: True)()
+    return takes_it and bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def groups_of(rows: Sequence[Row]) -> list[tuple[int, list[int]]]:
