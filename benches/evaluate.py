@@ -15,9 +15,9 @@ Systems: ``base`` is the base model alone (closed book, RAG, RAG with the gold p
 ``poly-prag`` (as first published), ``prag`` (one LoRA a document, at our learning rate) and ``dyprag`` (a
 network that makes them of the texts) encode the documents and ask with every route and control.
 
-The same command goes on where it was stopped: a row that is in the results is not made again, and of one that
-is not, what is in ``--work`` is used. Needs the shared data: POLYPRAG_DATA, which defaults to ../shared/data
-beside the repository.
+The same command goes on where it was stopped: a row that is in the results, of the same kind of device, is
+not made again, and of one that is not, what is in ``--work`` is used. Needs the shared data: POLYPRAG_DATA,
+which defaults to ../shared/data beside the repository.
 """
 
 from __future__ import annotations
@@ -157,10 +157,11 @@ class Experiment:
         return [*SETTINGS.get(self.system, []), *self.arguments.set]
 
     def run(self) -> None:
+        device = machine().get("device")
         done = {
             (row["row"], row["variant"])
             for row in kept_rows(self.arguments.json)
-            if all(row.get(k) == v for k, v in self.key.items())
+            if row["machine"].get("device") == device and all(row.get(k) == v for k, v in self.key.items())
         }
         print(f"{self.data}, {self.system}: {json.dumps(self.key)}", flush=True)
         if self.expected() <= done:
