@@ -91,7 +91,7 @@ def test_one_layer_against_a_float64_sum_over_experts(shape: tuple[int, ...], mi
 )
 def test_gradients_are_those_of_a_float64_sum_over_experts(kind: Callable[[], nn.Module], rows: int) -> None:
     torch.manual_seed(0)
-    model = nn.ModuleDict({"up_proj": kind()})
+    model = nn.ModuleDict({"up_proj": kind()}).requires_grad_(False)
     pristine = copy.deepcopy(model["up_proj"]).double()
     routed = attach(model)
     w, x = draw_routes(rows, routed).requires_grad_(), torch.randn(4, 6, 24, requires_grad=True)
