@@ -239,7 +239,9 @@ def test_rows_that_have_ended_are_taken_out_and_the_others_go_on_unchanged(
 ) -> None:
     prompts = [f"{n} {prompt}" for n in "12" for prompt in (*PROMPTS, *ALIKE)]
     # Each letter ends a text, so that some have a token or two and some all that are allowed.
-    settings = GenerationSettings(20, tuple("abcdefghi"), temperature=temperature, batch_size=len(prompts))
+    settings = GenerationSettings(
+        60, tuple("abcdefghijklm"), temperature=temperature, batch_size=len(prompts)
+    )
     more: dict[str, Any] = {}
     if with_routes:
         routed, routes = routed_model(base, len(prompts))
@@ -251,6 +253,8 @@ def test_rows_that_have_ended_are_taken_out_and_the_others_go_on_unchanged(
     assert len({s.new_tokens for s in spent.values()}) > 2
     # More than half of the rows of each step have not ended.
     made = sum(s.new_tokens for s in spent.values())
+    if temperature is not None:  # greedy, the little models come to no end, or repeat themselves
+        assert 2 * made < 60 * len(prompts)
     assert sum(rows for rows, width in inputs if width == 1) < 2 * made
 
 
