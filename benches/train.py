@@ -41,6 +41,7 @@ from polyprag.trainer import Progress, TrainSettings, train
 SAMPLES_A_DOCUMENT = 5
 BATCH = 8
 
+BARE = "base model alone"
 OURS, WHOLE, COMPILED = "polyprag", "polyprag, every block", "polyprag, compiled"
 PRAG, PADDED = "PRAG with PEFT", "PRAG with PEFT, padded to 3,000"
 POLY, POLY_UPPER = "PEFT Poly, every block", "PEFT Poly, upper half"
@@ -60,7 +61,7 @@ def main() -> None:
     few = samples[: SAMPLES_A_DOCUMENT * min(documents, 8)]
     epochs = TrainSettings().epochs
     turns: dict[str, tuple[Callable[[], float], int]] = {
-        "base model alone": (lambda: bare(base, ours), len(samples)),
+        BARE: (lambda: bare(base, ours), len(samples)),
         PRAG: (lambda: peft_prag(base, few), len(few)),
         OURS: (lambda: polyprag(base, samples, documents, epochs=epochs), len(samples) * epochs),
         POLY_UPPER: (lambda: peft_poly(base, ours, documents, 0.5), len(samples)),
@@ -86,7 +87,7 @@ def ratios_of(speeds: dict[str, list[float]]) -> dict[str, float]:
     """What some systems are over others: the median round's, and the least and greatest."""
     ratios = {}
     for name in (OURS, WHOLE, COMPILED):
-        for other in ("base model alone", PRAG, POLY_UPPER, POLY, PADDED):
+        for other in (BARE, PRAG, POLY_UPPER, POLY, PADDED):
             if name in speeds and other in speeds:
                 each = sorted(a / b for a, b in zip(speeds[name], speeds[other], strict=True))
                 for which, ratio in (("", median(each)), (", least", each[0]), (", greatest", each[-1])):

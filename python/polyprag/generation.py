@@ -236,9 +236,10 @@ class _Batch:
     ) -> None:
         self.base, self.settings = base, settings
         self.prefixes, self.numbers, self.rows = prefixes, numbers, rows
-        self.routed, self.routes = routed, routes
         # Beams are made from a row by ``generate``; samples are rows from the start.
         self.copies = settings.sequences if settings.beams == 1 else 1
+        self.routed = routed
+        self.routes = routes.repeat_interleave(self.copies, 0) if isinstance(routes, Tensor) else routes
         self.watch = _Watch(self, on_text)
 
     @torch.no_grad()
@@ -251,7 +252,7 @@ class _Batch:
         options = self._options(read)
         may_halt = self.prefixes.plain and self.settings.beams == 1 and not self._fixed(read)
         self.watch.begin(ids.shape[1], may_halt=may_halt)
-        routes, going = self._routes_of_rows(), list(range(len(ids)))
+        routes, going = self.routes, list(range(len(ids)))
         output = self._decode(ids, mask, limit, routes, options)
         self.new = output[:, ids.shape[1] :].tolist()
         while read.cache is not None and self.watch.halted and len(self.new[going[0]]) < limit:
@@ -274,11 +275,6 @@ class _Batch:
         self.watch.finish(texts)
         self.ended = time.perf_counter()
         return texts
-
-    def _routes_of_rows(self) -> Tensor | Merged | None:
-        """One for each row, where each prompt has its own."""
-        routes = self.routes
-        return routes.repeat_interleave(self.copies, 0) if isinstance(routes, Tensor) else routes
 
     def _decode(
         self, ids: Tensor, mask: Tensor, limit: int, routes: Tensor | Merged | None, options: dict[str, Any]

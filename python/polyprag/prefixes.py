@@ -83,12 +83,14 @@ class Prefixes:
         lengths = [before + len(stem) for stem in stems]
         ids = [self._prefix + stem + [pad] * (width - len(stem)) for stem in stems]
         mask = [[1] * length + [0] * (before + width - length) for length in lengths]
-        cache = copy.deepcopy(self._cache) if before or self.plain else None
-        if cache is not None and width:
+        cache = None
+        if width:
             cache = self._with_stems(ids, mask, lengths)
             cache.batch_select_indices(torch.tensor(own, device=self._base.device))
-        elif cache is not None and before:
-            cache.batch_repeat_interleave(len(numbers))
+        elif before or self.plain:
+            cache = copy.deepcopy(self._cache)
+            if before:
+                cache.batch_repeat_interleave(len(numbers))
         return Read([lengths[p] for p in own], [ids[p] for p in own], [mask[p] for p in own], cache)
 
     def _with_stems(self, ids: list[list[int]], mask: list[list[int]], lengths: list[int]) -> DynamicCache:

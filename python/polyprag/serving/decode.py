@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from polyprag.errors import InvalidInput
 from polyprag.layers import RoutedModel
 from polyprag.models import BaseModel
+from polyprag.prefixes import cache_argument
 
 Finish = Literal["stop", "length", "error"]
 
@@ -126,8 +127,7 @@ class Batch:
         parameters = inspect.signature(base.model.forward).parameters
         self._with_positions = "position_ids" in parameters
         self._with_last = "logits_to_keep" in parameters
-        # transformers renames past_key_values to cache.
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._cache_name = cache_argument(base.model)
         experts = next(iter(routed.experts().values())).shape[0]
         self._no_route = np.zeros((routed.groups, experts), dtype=np.float32)
         self._cache = DynamicCache()
