@@ -16,10 +16,11 @@ from polyprag.encode import Recipe, add, encode
 from polyprag.engine import Engine
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.evaluation.data import Question
-from polyprag.evaluation.run import evaluate
+from polyprag.evaluation.run import Evaluation, evaluate
 from polyprag.models import BaseModel
 from polyprag.recipes import with_settings
 from polyprag.systems import Combine, Rag, RetrievedRoute, RouteOfDocuments, UniformRoute
+from polyprag.systems.polyprag import engine_identity
 
 NAMES = ["amber", "birch", "coral", "denim", "ebony", "fjord"]
 DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in {n}ost.", f"Mill {n}") for i, n in enumerate(NAMES)]
@@ -106,6 +107,22 @@ def test_every_system_has_its_figures(engine: Engine, tmp_path: Path) -> None:
     again = evaluate(engine, QUESTIONS, seed=3, only=["own_route", "wrong_route"])
     for name in ("own_route", "wrong_route"):
         assert again.systems[name].answers == report.systems[name].answers
+
+
+def test_another_model_of_the_same_name_is_asked_anew(
+    make_store: MakeStore, tmp_path: Path, tiny_base: BaseModel, build_model: Callable[..., Any]
+) -> None:
+    answers, digests = tmp_path / "answers.jsonl", set()
+    retrained = BaseModel(build_model(seed=1), tiny_base.tokenizer, tiny_base.name)
+    for base, kept in ((tiny_base, 6), (tiny_base, 6), (retrained, 12)):
+        evaluation = Evaluation(QUESTIONS, answers=answers)
+        evaluation.ask_base(base)
+        assert len(answers.read_text().splitlines()) == kept
+        digests.add(evaluation.report().settings["base_model_digest"])
+    assert len(digests) == 2
+    path = make_store(tmp_path / "s", DOCUMENTS)
+    with Engine.open(path, tiny_base) as engine:
+        assert engine_identity(engine)[0] == tiny_base.digest, "an attached store changes nothing"
 
 
 def test_own_and_wrong_documents(engine: Engine, asked: list[Any]) -> None:

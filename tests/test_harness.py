@@ -94,6 +94,15 @@ def test_only_what_an_answer_depends_on_asks_anew(tmp_path: Path) -> None:
     assert asked(Numbers(), reworded) == ["q0"]
 
 
+def test_another_version_of_polyprag_asks_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "answers.jsonl"
+    Harness(QUESTIONS, answers=path).ask(Numbers())
+    monkeypatch.setattr("polyprag.evaluation.answers.__version__", "99.0")
+    again = Numbers()
+    Harness(QUESTIONS, answers=path).ask(again)
+    assert again.seen == [q.id for q in QUESTIONS]
+
+
 def test_draws_are_kept_apart(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     draws = [Numbers(), Numbers(), Numbers()]

@@ -60,6 +60,13 @@ def perturbed(base: BaseModel, relative: float, seed: int = 0) -> BaseModel:
 # The fingerprint
 
 
+def test_models_of_one_name_are_told_apart(tiny_base: BaseModel, build_model: Build) -> None:
+    twin = BaseModel(build_model(), tiny_base.tokenizer, tiny_base.name)
+    assert twin.digest == tiny_base.digest
+    retrained = BaseModel(build_model(seed=1), tiny_base.tokenizer, tiny_base.name)
+    assert len({tiny_base.digest, retrained.digest, perturbed(tiny_base, 0.005).digest}) == 3
+
+
 def test_there_are_32_probe_strings_and_all_differ() -> None:
     assert len(set(polyprag.models._PROBE_STRINGS)) == 32
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyprag._polyprag import __version__
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.evaluation.data import Prediction, Question
 from polyprag.jsonl import append_lines, read_resumable
@@ -60,7 +61,9 @@ def key_of(system: object, name: str, draw: int, together: int, question: Questi
     identity = getattr(system, "identity", None)
     depends = identity(question) if callable(identity) else source_of(type(system))
     try:
-        text = json.dumps([name, draw, together, question.id, question.question, depends], ensure_ascii=False)
+        text = json.dumps(
+            [__version__, name, draw, together, question.id, question.question, depends], ensure_ascii=False
+        )
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{name}: identity gives what is no JSON ({error})") from error
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -154,6 +154,7 @@ class Evaluation:
     def ask_base(self, base: BaseModel, store: Store | None = None) -> None:
         """Ask the base model alone: closed book, and RAG from a store's texts."""
         self._settings["base_model"] = base.name
+        self._settings["base_model_digest"] = base.digest
         self._settings["dtype"] = str(base.model.dtype).removeprefix("torch.")
         self._ask(base_rows(base, store, self.questions, passages=self._passages))
 

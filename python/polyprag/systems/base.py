@@ -24,7 +24,7 @@ class System(Protocol):
 
 def model_identity(base: BaseModel) -> list[Any]:
     """What an answer of the bare base model depends on."""
-    return [base.name, str(base.model.dtype), base.model.num_parameters()]
+    return [base.digest, str(base.model.dtype)]
 
 
 def passages_of(store: Store, hits: Sequence[Hit]) -> list[str]:
