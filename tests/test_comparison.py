@@ -23,6 +23,7 @@ def report(
     *,
     seed: int = 0,
     train_seed: int = 0,
+    store: str = "",
     questions: Sequence[Question] = QUESTIONS,
     **more: Any,
 ) -> Report:
@@ -32,7 +33,7 @@ def report(
         for name, share in shares.items()
     ]
     recipe = {"train": {"seed": train_seed, "epochs": 4}}
-    stores = {"": Footprint(60, {"routes": 60}, 1.0, 9, "code(64)", recipe)}
+    stores = {"": Footprint(60, {"routes": 60}, 1.0, 9, "code(64)", recipe, store)}
     return Report.of(questions, systems, seed=seed, stores=stores, **more)
 
 
@@ -59,6 +60,15 @@ def test_another_setting_or_the_same_seeds_are_another_run() -> None:
         }
     )
     assert [run.name for run in runs] == ["a and 1 other seeds", "b", "d"]
+
+
+def test_one_store_asked_with_two_seeds_is_one_training() -> None:
+    a, b, c = (
+        report({"own_route": 0.7}, seed=seed, train_seed=trained, store=f"store {trained}")
+        for seed, trained in ((0, 0), (1, 0), (1, 1))
+    )
+    assert [run.name for run in grouped({"a": a, "b": b})] == ["a", "b"]
+    assert [run.name for run in grouped({"a": a, "c": c})] == ["a and 1 other seeds"]
 
 
 def test_a_difference_is_real_or_not_shown() -> None:

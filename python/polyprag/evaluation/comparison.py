@@ -59,13 +59,16 @@ class Compared:
 
 
 def grouped(reports: Mapping[str, Report]) -> list[Runs]:
-    """Reports by name as runs: those that differ in seeds alone become one, in the order of their first."""
+    """Reports by name as runs: trainings that differ in seeds alone become one, in the order of their first.
+
+    One store that was evaluated with several seeds is one training: its reports stay apart.
+    """
     groups: dict[str, list[tuple[str, Report]]] = {}
     for name, report in reports.items():
         key = json.dumps([_without_seeds(_setting(report)), list(report.systems)], sort_keys=True)
         members = groups.setdefault(key, [])
-        if any(_seeds(other) == _seeds(report) for _, other in members):
-            members = groups.setdefault(f"{key} {name}", [])  # the same seeds twice: another run
+        if any(_training(other) == _training(report) for _, other in members):
+            members = groups.setdefault(f"{key} {name}", [])  # the same training twice: another run
         members.append((name, report))
     return [
         Runs(
@@ -95,9 +98,17 @@ def _without_seeds(value: Any) -> Any:
     return value
 
 
-def _seeds(report: Report) -> str:
-    trained = {label: store.recipe.get("train", {}).get("seed") for label, store in report.stores.items()}
-    return json.dumps([report.seed, trained])
+def _training(report: Report) -> str:
+    """What tells trainings apart: the stores that were asked; without any, the seed of the evaluation."""
+    if not report.stores:
+        return json.dumps(report.seed)
+    # A report of an earlier version does not know which store it was.
+    return json.dumps(
+        {
+            label: store.digest or [report.seed, store.recipe.get("train", {}).get("seed")]
+            for label, store in report.stores.items()
+        }
+    )
 
 
 def compare_runs(a: Runs, b: Runs, *, confidence: float = 0.95) -> list[Compared]:

@@ -16,7 +16,7 @@ class Footprint:
 
     route_bytes_per_document: of what a document has of its own: its route and, where a store has one LoRA a
     document, its LoRA. lora_bytes_per_document: what one LoRA a document would take. codec, recipe: how the
-    store was made.
+    store was made. digest: of all that it holds; "" is not known.
     """
 
     documents: int
@@ -25,6 +25,7 @@ class Footprint:
     lora_bytes_per_document: int
     codec: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
     @classmethod
     def of(cls, store: Store) -> Footprint:
@@ -34,7 +35,9 @@ class Footprint:
         own = info.route_bytes_per_document
         if spec.recipe.get("train", {}).get("routing") == "lora" and info.documents:
             own += parts.get("experts", 0) / info.documents
-        return cls(info.documents, parts, own, info.lora_bytes_per_document, spec.codec, spec.recipe)
+        return cls(
+            info.documents, parts, own, info.lora_bytes_per_document, spec.codec, spec.recipe, store.digest()
+        )
 
     @property
     def total_bytes(self) -> int:
@@ -68,6 +71,7 @@ class Footprint:
             "lora_bytes_per_document": self.lora_bytes_per_document,
             "codec": self.codec,
             "recipe": dict(self.recipe),
+            "digest": self.digest,
         }
 
     @classmethod
@@ -79,4 +83,5 @@ class Footprint:
             int(value["lora_bytes_per_document"]),
             str(value["codec"]),
             dict(value["recipe"]),
+            str(value.get("digest", "")),
         )
