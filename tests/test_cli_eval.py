@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,21 @@ def test_stores_systems_and_reports(
     again = json.loads(report.read_text(encoding="utf-8"))
     assert again["scoring"] == "prag"
     assert any("cut before they are scored" in w for w in again["warnings"])
+
+
+def test_a_system_is_asked_again_where_its_store_changed(
+    run: Run, tmp_path: Path, make_store: Callable[..., Path], asked: Path, options: list[Any]
+) -> None:
+    mine, store = tmp_path / "mine.py", tmp_path / "s"
+    mine.write_text(MINE)
+    words = ["eval", store, asked, *options, "--system", f"{mine}:Mine", "--only", "closed_book"]
+    words += ["--report", tmp_path / "r.json"]
+    make_store(store, DOCUMENTS)
+    assert "asked 6" in run(*words)[1]
+    assert "asked" not in run(*words)[1]
+    shutil.rmtree(store)
+    make_store(store, [*DOCUMENTS, Document("d6", "The gable mill is in Ost gable.", "Mill gable")])
+    assert "asked 6" in run(*words)[1]
 
 
 def test_a_part_of_the_systems_and_of_the_questions(

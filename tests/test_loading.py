@@ -64,7 +64,9 @@ def file(tmp_path: Path) -> Path:
     ],
 )
 def test_what_makes_a_system(file: Path, name: str, given: dict[str, Any], answers: list[str]) -> None:
-    assert load_system(f"{file}:{name}", given).answer(QUESTIONS) == answers
+    system, taken = load_system(f"{file}:{name}", given)
+    assert system.answer(QUESTIONS) == answers
+    assert taken == {part: value for part, value in given.items() if value is not None}
 
 
 def test_from_a_module_of_the_current_folder(
@@ -73,7 +75,7 @@ def test_from_a_module_of_the_current_folder(
     file.rename(tmp_path / "my_own_system.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["nowhere"])
-    assert load_system("my_own_system:Fixed", NOTHING).answer(QUESTIONS) == ["x"]
+    assert load_system("my_own_system:Fixed", NOTHING)[0].answer(QUESTIONS) == ["x"]
     with pytest.raises(InvalidInput, match="no module no_such_one"):
         load_system("no_such_one:Fixed", NOTHING)
 

@@ -236,7 +236,7 @@ def _ask(
         if base is not None:
             evaluation.ask_base(base)
         for target in systems:
-            evaluation.ask_system(load_system(target, {"base": base, "store": None, "engine": None}))
+            evaluation.ask_system(*load_system(target, {"base": base, "store": None, "engine": None}))
     for number, path in enumerate(stores):
         pairs = training_pairs(path) if augmentation is None else read_pairs(augmentation)
         with Engine.open(path, base or model, **loading) as engine:
@@ -250,7 +250,7 @@ def _ask(
             if number == 0:
                 given = {"base": base, "store": engine.store, "engine": engine}
                 for target in systems:
-                    evaluation.ask_system(load_system(target, given))
+                    evaluation.ask_system(*load_system(target, given))
     return base
 
 

@@ -51,15 +51,18 @@ class Answers:
             append_lines(self.path, [_row(key, system, draw, *each) for key, each in found.items()])
 
 
-def key_of(system: object, name: str, draw: int, together: int, question: Question) -> str:
+def key_of(
+    system: object, name: str, draw: int, together: int, question: Question, made_of: Any = None
+) -> str:
     """What an answer is kept under: a hash of the question, the system, and what it depends on.
 
     together: how many are asked at a time, on which at least the costs depend.
 
-    A system without ``identity`` is known by its class and the source of its module.
+    A system without ``identity`` is known by its class, the source of its module, and ``made_of``: JSON
+    values that tell what it was given to answer from.
     """
     identity = getattr(system, "identity", None)
-    depends = identity(question) if callable(identity) else source_of(type(system))
+    depends = identity(question) if callable(identity) else [*source_of(type(system)), made_of]
     try:
         text = json.dumps(
             [__version__, name, draw, together, question.id, question.question, depends], ensure_ascii=False

@@ -52,10 +52,13 @@ class Harness:
         self._seed = seed
         self._progress = progress
 
-    def ask(self, *draws: Any, name: str | None = None, listed: bool = True) -> SystemResult:
+    def ask(
+        self, *draws: Any, name: str | None = None, listed: bool = True, made_of: Any = None
+    ) -> SystemResult:
         """Ask a system every question. Several are draws of one control: a question counts with their mean.
 
         listed: whether it goes into :attr:`results`. progress is told (name, questions done, in all).
+        made_of: see :func:`~polyprag.evaluation.answers.key_of`.
         Raises InvalidInput for a second system of one name, or one that does not answer.
         """
         if not draws:
@@ -63,7 +66,7 @@ class Harness:
         name = name or system_name(draws[0])
         if name in self.results:
             raise InvalidInput(f"two systems have the name {name!r}: give one another name")
-        kept = [self._draw(name, number, system, len(draws)) for number, system in enumerate(draws)]
+        kept = [self._draw(name, number, system, len(draws), made_of) for number, system in enumerate(draws)]
         predictions = [[each.prediction for each in draw] for draw in kept]
         every = [each for draw in kept for each in draw]
         costs = Costs.of(
@@ -78,8 +81,8 @@ class Harness:
             self.results[name] = result
         return result
 
-    def _draw(self, name: str, draw: int, system: Any, draws: int) -> list[Kept]:
-        keys = [key_of(system, name, draw, self._together, question) for question in self.questions]
+    def _draw(self, name: str, draw: int, system: Any, draws: int, made_of: Any) -> list[Kept]:
+        keys = [key_of(system, name, draw, self._together, q, made_of) for q in self.questions]
         todo = [place for place, key in enumerate(keys) if self._answers.get(key) is None]
         done, total = draw * len(keys), draws * len(keys)
         self._progress(name, done + len(keys) - len(todo), total)

@@ -15,8 +15,8 @@ from typing import Any
 from polyprag.errors import InvalidInput
 
 
-def load_system(target: str, given: Mapping[str, Any]) -> Any:
-    """Import a system and make it.
+def load_system(target: str, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Import a system and make it; returns it, and what it took of ``given``.
 
     target: ``file.py:Class`` or ``module:Class``, where modules of the current folder are found too. A
     function that returns a system does as well.
@@ -35,10 +35,11 @@ def load_system(target: str, given: Mapping[str, Any]) -> Any:
         known = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, "answer")]
         have = f"it has {', '.join(known)}" if known else "it has no class with answer(questions)"
         raise InvalidInput(f"--system {target}: there is no {name} in it; {have}") from None
-    system = made(**_arguments(made, given, target)) if inspect.isclass(made) or not _answers(made) else made
+    taken = _arguments(made, given, target) if inspect.isclass(made) or not _answers(made) else None
+    system = made if taken is None else made(**taken)
     if not _answers(system):
         raise InvalidInput(f"--system {target}: it has no method answer(questions)")
-    return system
+    return system, taken or {}
 
 
 def _answers(system: object) -> bool:

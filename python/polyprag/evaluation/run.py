@@ -36,6 +36,8 @@ from polyprag.systems import (
     System,
     UniformRoute,
 )
+from polyprag.systems.base import model_identity
+from polyprag.systems.polyprag import engine_identity
 
 WRONG_DRAWS = 3
 ROUTES_MIXED = 3
@@ -187,13 +189,17 @@ class Evaluation:
             )
         self._ask(store_rows(engine, self.questions, passages=self._passages, seed=self._seed, label=label))
 
-    def ask_system(self, system: Any) -> SystemResult:
-        """Ask anything with ``answer(questions)``, whatever it is."""
+    def ask_system(self, system: Any, made_of: Mapping[str, Any] | None = None) -> SystemResult:
+        """Ask anything with ``answer(questions)``, whatever it is.
+
+        made_of: what it was given (``base``, ``store``, ``engine``). Its answers are asked again where that
+        changed, unless it has an ``identity`` of its own.
+        """
         name = system_name(system)
         if split_label(name)[1] in LABELS or "/" in name:
             raise InvalidInput(f"the name {name!r} of a system is that of one of polyprag's, or has a slash")
         self._settings.setdefault("systems", {})[name] = source_of(type(system))
-        return self._harness.ask(system, name=name)
+        return self._harness.ask(system, name=name, made_of=_identities(made_of or {}))
 
     def ask_codecs(self, store: str | Path, base: BaseModel, codecs: Sequence[str]) -> None:
         """Ask own and wrong route with the routes of a store in other codecs.
@@ -258,6 +264,16 @@ class Evaluation:
             seed=self._seed,
             seconds={"evaluate": time.monotonic() - self._started},
         )
+
+
+def _identities(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a system was given, as JSON values that change when it does."""
+    known: Mapping[str, Callable[[Any], Any]] = {
+        "base": model_identity,
+        "store": lambda store: store.digest(),
+        "engine": engine_identity,
+    }
+    return {name: known[name](value) for name, value in given.items()}
 
 
 def digest(questions: Sequence[Question]) -> str:
