@@ -580,6 +580,28 @@ def test_added_documents_are_trained_on_samples_of_their_own(
         assert all(text.startswith(("Question:", "Bridge")) for text in texts), "every token counts"
 
 
+def test_pairs_that_were_given_stay_when_others_are_added(path: Path, tiny_base: BaseModel) -> None:
+    def given(documents: Sequence[Document], question: str) -> Written:
+        return Written([Augmentation(d.id, (Pair(question, "x"),)) for d in documents], "somebody")
+
+    recipe = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
+    work = work_folder(path)
+    work.mkdir()
+    paid = json.dumps({"id": "elsewhere", "pairs": [{"question": "Paid for?", "answer": "yes"}]}) + "\n"
+    (work / "augmentation.jsonl").write_text(paid)
+    encode(tiny_base, DOCUMENTS, path, recipe, written=given(DOCUMENTS, "First?"))
+    assert (work / "augmentation.jsonl").read_text().startswith(paid)
+    add(tiny_base, NEW[:1], path, written=given(NEW[:1], "Second?"), epochs=1)
+    add(tiny_base, NEW[1:], path, written=given(NEW[1:], "Third?"), epochs=1)
+    asked = [question for question, _ in training_pairs(path) or []]
+    assert asked == ["Paid for?", *["First?"] * len(DOCUMENTS), "Second?", "Third?"]
+    before = (work / "added.jsonl").read_text()
+    add(tiny_base, NEW[1:], path, written=given(NEW[1:], "Third?"), epochs=1, on_duplicate="replace")
+    assert (work / "added.jsonl").read_text() == before, "what is there is not written twice"
+    add(tiny_base, NEW[1:], path, written=given(NEW[1:], "Fourth?"), epochs=1, on_duplicate="replace")
+    assert [question for question, _ in training_pairs(path) or []] == [*asked[:-1], "Fourth?"]
+
+
 def test_adding_from_inside_the_store(
     path: Path, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -28,7 +29,7 @@ from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, CorruptStore, DuplicateId, InvalidInput
 from polyprag.features import document_features, features_in_file
 from polyprag.fields import read_fields
-from polyprag.jsonl import absent
+from polyprag.jsonl import absent, append_lines, read_resumable
 from polyprag.layers import ModuleShape
 from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
@@ -548,10 +549,23 @@ def _augment(
 ) -> list[Augmentation]:
     if written is not None:
         found = [*written.of(documents).augmentations]
-        write_augmentations(path, documents, found, written.by)  # for whoever asks what was trained
+        _append_written(path, documents, found, written.by)  # for whoever asks what was trained
         return found
     progress = _counted(reporter.augmenting, len(documents))
     return augment(augmenter, documents, recipe.augment, path=path, progress=progress)
+
+
+def _append_written(
+    path: Path, documents: Sequence[Document], augmentations: Sequence[Augmentation], by: str
+) -> None:
+    """Behind the lines that are there, which may have been paid for: the last one of a document counts."""
+    last = {row.get("id"): row for row in read_resumable(path)}
+    with TemporaryDirectory(prefix="polyprag-pairs-") as folder:
+        given = Path(folder) / path.name
+        write_augmentations(given, documents, augmentations, by)
+        rows = read_resumable(given)
+    same = ("pairs", "rewrite", "content")
+    append_lines(path, [r for r in rows if any(last.get(r["id"], {}).get(name) != r[name] for name in same)])
 
 
 def _spec(
