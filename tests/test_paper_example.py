@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from polyprag.errors import InvalidInput
+
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "paper" / "run.py"
 NAMES = ["amber", "birch", "coral", "denim"]
 
@@ -62,3 +64,14 @@ def test_a_row(main: Any, tmp_path: Path, model_folder: Path, system: str) -> No
     before = (work / "answers.jsonl").read_bytes()
     main(words)
     assert (work / "answers.jsonl").read_bytes() == before, "nobody is asked again"
+    for changed, of in (
+        (["--first", "2"], "asked.jsonl was made with first 3, not 2"),
+        (["--seed", "5"], f"{system}.polyprag was made with seed 0, not 5"),
+        (["--set", "train.epochs=2"], f"{system}.polyprag was made with set "),
+    ):
+        with pytest.raises(InvalidInput, match=of):
+            main([*words, *changed])
+    assert (work / "answers.jsonl").read_bytes() == before
+    (work / "asked.jsonl.settings.json").unlink()
+    with pytest.raises(InvalidInput, match="made with questions unknown"):
+        main(words)

@@ -12,9 +12,10 @@ the commands of every row, and for what differs from the papers.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -23,14 +24,20 @@ from polyprag.augment import read_pairs
 from polyprag.corpus import read_corpus
 from polyprag.encode import AUGMENTATION, encode
 from polyprag.engine import Engine
+from polyprag.errors import InvalidInput
 from polyprag.evaluation.data import evaluation_set
 from polyprag.evaluation.formats import read_rows, write_rows
 from polyprag.evaluation.passages import text_store, with_found
 from polyprag.evaluation.run import Evaluation
 from polyprag.evaluation.sampling import chosen
+from polyprag.jsonl import write_atomic
 from polyprag.models import load_base_model
 from polyprag.progress import Bars, system_bar
 from polyprag.recipes import System, recipe_of, with_settings
+
+#: The arguments that asked.jsonl and the store depend on: with others, neither is used again.
+ASKED = ("questions", "aliases", "wiki", "first", "per_type", "k")
+STORE = ("model", "set", "seed", "dtype")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -76,6 +83,10 @@ def make_row(arguments: argparse.Namespace) -> None:
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     asked = work / "asked.jsonl"
+    store = work / f"{arguments.system}.polyprag"
+    # Both at first: what is refused is refused before anything is made.
+    keep_settings(asked, {n: _plain(getattr(arguments, n)) for n in ASKED})
+    keep_settings(store, {n: _plain(getattr(arguments, n)) for n in STORE})
     if not asked.exists():
         rows = chosen(
             read_rows(arguments.questions, aliases=arguments.aliases),
@@ -90,7 +101,6 @@ def make_row(arguments: argparse.Namespace) -> None:
 
     base = load_base_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     recipe = with_settings(recipe_of(arguments.system).seeded(arguments.seed), arguments.set)
-    store = work / f"{arguments.system}.polyprag"
     if not store.exists():
         with Bars(Console(stderr=True)) as bars:
             encode(base, documents, store, recipe, work=work, reporter=bars)
@@ -110,6 +120,26 @@ def make_row(arguments: argparse.Namespace) -> None:
     report.print(Console())
     for suffix in ("json", "md", "html"):
         report.save(work / f"{arguments.system}.{suffix}")
+
+
+def keep_settings(made: Path, settings: Mapping[str, Any]) -> None:
+    """Keep beside a file what it is made with. Raises InvalidInput if it is there, made with others."""
+    path = made.with_name(f"{made.name}.settings.json")
+    if made.exists():
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, value in settings.items():
+            if name not in before or before[name] != value:
+                was = json.dumps(before[name]) if name in before else "unknown"
+                raise InvalidInput(
+                    f"{made} was made with {name} {was}, not {json.dumps(value)}: "
+                    "give the same, or another --work"
+                )
+    else:
+        write_atomic(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":
