@@ -77,7 +77,7 @@ def test_bad_questions_are_named(tmp_path: Path, change: dict[str, Any], problem
     ("data", "line", "problem"),
     [
         (b"id,text\na,b\n", 1, "the header lacks question or answers"),
-        (b"question,answers,answers\na,b,c\n", 1, "names a column twice"),
+        (b"question,answers,answers\na,b,c\n", 1, "names 'answers' twice"),
         (b'question,answers\n"two\nlines",b\nc,d,e\n', 4, "3 columns, but the header has 2"),
         (b'question,answers\na,b\nc,"d\n', 3, "no valid CSV"),
         (b"question,answers\na,b\nc,\n", 3, "answers is missing or empty"),

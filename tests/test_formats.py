@@ -59,6 +59,9 @@ POPQA_HEADER = (
 )
 
 
+PLAIN = {"question": "Who?", "answer": "x"}
+
+
 def popqa_line(id: int, question: str, answers: str, prop: str = "occupation") -> str:
     quoted = '"' + answers.replace('"', '""') + '"'
     return "\t".join(
@@ -131,6 +134,10 @@ def test_popqa(tmp_path: Path) -> None:
     )
     with pytest.raises(CorpusError, match=r"popQA.tsv, line 3: possible_answers is no JSON list"):
         read_set(write(path, "\n".join([*lines[:2], popqa_line(8, "Who?", "[politician]")])))
+    long = popqa_line(9, "Who " + "was " * 40_000 + "it?", '["he"]')
+    assert len(read_set(write(path, "\n".join([*lines, long]))).questions[2].question) > 160_000
+    with pytest.raises(CorpusError, match=r"popQA.tsv, line 3: no valid CSV"):
+        read_set(write(path, "\n".join([*lines[:2], '9\t"Who?'])))
     with pytest.raises(CorpusError, match=r"line 1: the header lacks prop"):
         read_set(write(path, "\n".join(lines).replace("\tprop\t", "\trelation\t")), "popqa")
     with pytest.raises(CorpusError, match=r"line 3: the id '4222362' is already that of line 2"):
@@ -188,6 +195,12 @@ def test_prag_and_unified_and_plain(tmp_path: Path) -> None:
         ([{"question": "Who?"}], "entry 1: answers is missing"),
         ([], "no question in the file"),
         ('[{"a": 1},\n{"b": }]', "line 2: no valid JSON"),
+        (
+            [{"id": "a", "question": q, "answer": "x"} for q in ("Who?", "When?")],
+            "entry 2: the id 'a' is already that of entry 1",
+        ),
+        ([PLAIN, {**PLAIN, "question": "Who\ud83d?"}], "entry 2: half of a surrogate pair"),
+        ("", "the file is empty"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, entries: Any, problem: str) -> None:
@@ -199,6 +212,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, entries: Any, problem: str) -> N
 
 
 def test_a_file_of_no_known_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "Who?"}', encoding="utf-16")
+    with pytest.raises(CorpusError, match=r"q.jsonl, line 1: the file is UTF-16; save it as UTF-8"):
+        read_set(path)
     with pytest.raises(InvalidInput, match="name one of jsonl, json, csv"):
         read_set(write(tmp_path / "q.txt", "Who?\n"))
     with pytest.raises(InvalidInput, match="format is 'xml'"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from polyprag.errors import CorpusError, InvalidInput
@@ -123,6 +125,11 @@ def test_draws_are_kept_apart(tmp_path: Path) -> None:
         ("one string for all", "str"),
         (None, "NoneType"),
         ([3] * 10, "'q0' is int"),
+        ([Prediction(None)] * 10, "Mine: the answer to question 'q0' cannot be kept: its text is NoneType"),  # type: ignore[arg-type]
+        (["x"] * 9 + ["\ud800"], "'q9' cannot be kept: its text has half"),
+        ([Prediction("x", tuple(np.arange(2)))] * 10, "documents hold int64"),
+        ([Prediction("x", seconds={"think": math.nan})] * 10, "seconds of think are nan"),
+        ([Prediction("x", new_tokens=np.int64(3))] * 10, "tokens are int64"),  # type: ignore[arg-type]
     ],
 )
 def test_a_system_that_does_not_answer_is_refused(given: Any, match: str) -> None:

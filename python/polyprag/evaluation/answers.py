@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,5 +132,33 @@ def checked(name: str, given: object, questions: Sequence[Question]) -> list[Pre
                 f"{name}: the answer to question {question.id!r} is {type(each).__name__}, "
                 "neither a string nor a Prediction"
             )
-        predictions.append(Prediction(each) if isinstance(each, str) else each)
+        prediction = Prediction(each) if isinstance(each, str) else each
+        if (problem := _problem(prediction)) is not None:
+            raise InvalidInput(f"{name}: the answer to question {question.id!r} cannot be kept: {problem}")
+        predictions.append(prediction)
     return predictions
+
+
+def _problem(p: Any) -> str | None:
+    """What a line of JSON could not keep of a prediction, in which somebody else put what it holds."""
+    if not isinstance(p.text, str):
+        return f"its text is {type(p.text).__name__}, no string"
+    try:
+        p.text.encode()
+    except UnicodeEncodeError:
+        return "its text has half of a surrogate pair"
+    if p.documents is not None:
+        if not isinstance(p.documents, list | tuple):
+            return f"its documents are {type(p.documents).__name__}, no list of ids"
+        for id in p.documents:
+            if type(id) not in (str, int):
+                return f"its documents hold {type(id).__name__}, and an id is a string or an int"
+    if not isinstance(p.seconds, Mapping):
+        return f"its seconds are {type(p.seconds).__name__}, no mapping of stages"
+    for stage, seconds in p.seconds.items():
+        if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+            return f"its seconds of {stage} are {seconds!r}, no finite number"
+    for tokens in (p.prompt_tokens, p.new_tokens):
+        if tokens is not None and type(tokens) is not int:
+            return f"its tokens are {type(tokens).__name__}, neither int nor None"
+    return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from polyprag._polyprag import Document
 from polyprag.corpus import DocumentId, Passage, UnifiedRow, read_unified
+from polyprag.corpus.tables import csv_rows
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.jsonl import line_error, numbered_lines, open_binary, parse_object
 from polyprag.text import contains_answer
@@ -117,45 +116,16 @@ def _json_rows(path: _Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _csv_rows(path: _Path, delimiter: str, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """CSV rows as JSON rows. A quoted cell may span lines; the line named is where its row begins."""
     with open_binary(path) as stream:
-        data = stream.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise line_error(path, line, "no valid UTF-8", "save the file as UTF-8") from error
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    start = 1
-    try:
-        for cells in reader:
-            line, start = start, reader.line_num + 1
-            if not cells:
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                if "question" not in header or not {"answers", "answer"} & set(header):
-                    raise line_error(
-                        path, line, "the header lacks question or answers", "begin with: question,answers"
-                    )
-                if len(set(header)) != len(header):
-                    raise line_error(
-                        path, line, "the header names a column twice", "give each column its own name"
-                    )
-                continue
-            if len(cells) != len(header):
-                problem = f"{len(cells)} columns, but the header has {len(header)}"
-                raise line_error(path, line, problem, "quote a cell that holds the delimiter")
-            row: dict[str, Any] = {
-                name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()
-            }
+        for place, cells in csv_rows(stream, os.fspath(path), delimiter=delimiter):
+            if "question" not in cells or not {"answers", "answer"} & set(cells):
+                raise line_error(
+                    path, 1, "the header lacks question or answers", "begin with: question,answers"
+                )
+            row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
             for name in ("answers", "answer", "documents"):
                 if name in row:
                     row[name] = [part.strip() for part in row[name].split(separator) if part.strip()]
-            yield line, row
-    except csv.Error as error:
-        raise line_error(
-            path, start, f"no valid CSV ({error})", "close every quote, and double quotes inside of a cell"
-        ) from error
+            yield place.number, row
 
 
 def _malformed(path: _Path, line: int, problem: str) -> CorpusError:

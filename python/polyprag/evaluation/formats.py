@@ -6,15 +6,16 @@ beside it (none in PopQA and ComplexWebQuestions). JSON files of one array are r
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, get_args
 
 from polyprag.corpus import Passage, UnifiedRow, read_unified
+from polyprag.corpus.ids import Place
+from polyprag.corpus.tables import csv_rows
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.evaluation.data import (
     EvaluationSet,
@@ -24,7 +25,7 @@ from polyprag.evaluation.data import (
     question_of,
     read_questions,
 )
-from polyprag.jsonl import line_error, numbered_lines, open_binary, read_jsonl
+from polyprag.jsonl import line_error, open_binary, read_jsonl
 
 SetFormat: TypeAlias = Literal[
     "jsonl", "json", "csv", "tsv", "unified", "prag", "popqa", "2wiki", "hotpotqa", "cwq"
@@ -76,16 +77,20 @@ def read_rows(
         raise InvalidInput(f"format is {format!r}; expected one of {_KNOWN}")
     if not rows:
         raise CorpusError(f"{os.fspath(path)}: no question in the file; it needs one row a question")
+    where = "line" if chosen in ("popqa", "jsonl", "csv", "tsv") else "entry"
+    _check_ids(path, ((row.id, row.line) for row in rows), where)
+    return rows
+
+
+def _check_ids(path: _Path, numbered: Iterable[tuple[str, int]], where: str) -> None:
     seen: dict[str, int] = {}
-    for row in rows:
-        first = seen.setdefault(row.id, row.line)
-        if first != row.line:
-            where = "line" if chosen in ("popqa", "jsonl", "csv", "tsv") else "entry"
+    for id, number in numbered:
+        first = seen.setdefault(id, number)
+        if first != number:
             raise CorpusError(
-                f"{os.fspath(path)}, {where} {row.line}: the id {row.id!r} is already that of {where} "
+                f"{os.fspath(path)}, {where} {number}: the id {id!r} is already that of {where} "
                 f"{first}; give each question its own id"
             )
-    return rows
 
 
 def read_set(
@@ -102,7 +107,9 @@ def read_set(
     if chosen in ("jsonl", "csv", "tsv"):
         return EvaluationSet((), tuple(read_questions(path, format=chosen)))
     if chosen == "json":
-        return EvaluationSet((), tuple(question_of(e, f) for e, _, f in _entries(path)))
+        questions = tuple(question_of(entry, fail) for entry, _, fail in _entries(path))
+        _check_ids(path, ((q.id, number) for number, q in enumerate(questions, start=1)), "entry")
+        return EvaluationSet((), questions)
     rows = read_rows(path, chosen, aliases=aliases)
     if not any(row.passages for row in rows):
         return EvaluationSet((), tuple(Question(r.id, r.question, r.answers, r.type) for r in rows))
@@ -110,10 +117,16 @@ def read_set(
 
 
 def format_of(path: _Path) -> SetFormat:
-    """The format of a file, by its content. Raises OSError, and InvalidInput if it tells none."""
+    """The format of a file, by its content. Raises OSError, InvalidInput if it tells none, and CorpusError if
+    the file is empty or UTF-16.
+    """
     name = os.fspath(path)
     with open_binary(path) as stream:
-        head = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = stream.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()
+    if not head:
+        raise CorpusError(f"{name}: the file is empty; it needs one row a question")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise line_error(path, 1, "the file is UTF-16", "save it as UTF-8")
     if head.startswith(b"["):
         return _format_of_array(path)
     first = head.split(b"\n", 1)[0].decode("utf-8", "replace")
@@ -148,7 +161,8 @@ def _entries(path: _Path) -> Iterator[tuple[dict[str, Any], int, _Fail]]:
     with open_binary(path) as stream:
         data = stream.read()
     try:
-        entries = json.loads(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
+        entries = json.loads(text)
     except json.JSONDecodeError as error:
         raise line_error(path, error.lineno, f"no valid JSON ({error.msg})", "copy the file again") from error
     except (ValueError, RecursionError) as error:
@@ -162,7 +176,13 @@ def _entries(path: _Path) -> Iterator[tuple[dict[str, Any], int, _Fail]]:
 
         if not isinstance(entry, dict):
             raise fail("it is no object")
+        if "\\u" in text and any(map(_half, json.dumps(entry, ensure_ascii=False))):
+            raise fail("half of a surrogate pair (\\ud800 to \\udfff)")
         yield entry, number, fail
+
+
+def _half(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
 
 
 def _plain(entry: Mapping[str, Any], number: int, fail: _Fail) -> UnifiedRow:
@@ -253,31 +273,28 @@ def _id(entry: Mapping[str, Any], names: Sequence[str], fail: _Fail) -> str:
 def _popqa(path: _Path) -> Iterator[UnifiedRow]:
     """PopQA (Mallen et al., 2023), ``popQA.tsv``: the type is the relation, answers a JSON list in a cell."""
     with open_binary(path) as stream:
-        lines = list(numbered_lines(stream, path))
-    reader = csv.DictReader(io.StringIO("\n".join(text for _, text in lines)), delimiter="\t")
-    needed = {"id", "prop", "question", "possible_answers"}
-    if missing := sorted(needed - set(reader.fieldnames or ())):
-        raise line_error(
-            path, 1, f"the header lacks {', '.join(missing)}", "give popQA.tsv as it was published"
-        )
-    for row in reader:
-        line = reader.line_num
+        for place, row in csv_rows(stream, os.fspath(path), delimiter="\t"):
+            yield _popqa_row(row, place, "give popQA.tsv as it was published")
 
-        def fail(problem: str, line: int = line) -> CorpusError:
-            return line_error(path, line, problem, "give popQA.tsv as it was published")
 
-        try:
-            answers = json.loads(row["possible_answers"])
-        except (ValueError, TypeError) as error:
-            raise fail("possible_answers is no JSON list") from error
-        if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-            raise fail("possible_answers is no JSON list of strings")
-        told = tuple(dict.fromkeys(a for a in answers if a.strip()))
-        if not told:
-            raise fail("possible_answers is empty")
-        yield UnifiedRow(
-            _id(row, ("id",), fail), row["prop"] or None, _text(row, "question", fail), told, (), line
-        )
+def _popqa_row(row: Mapping[str, Any], place: Place, remedy: str) -> UnifiedRow:
+    def fail(problem: str) -> CorpusError:
+        return place.error(problem, remedy)
+
+    if missing := sorted({"id", "prop", "question", "possible_answers"} - set(row)):
+        raise line_error(place.path, 1, f"the header lacks {', '.join(missing)}", remedy)
+    try:
+        answers = json.loads(row["possible_answers"])
+    except (ValueError, TypeError) as error:
+        raise fail("possible_answers is no JSON list") from error
+    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+        raise fail("possible_answers is no JSON list of strings")
+    told = tuple(dict.fromkeys(a for a in answers if a.strip()))
+    if not told:
+        raise fail("possible_answers is empty")
+    return UnifiedRow(
+        _id(row, ("id",), fail), row["prop"] or None, _text(row, "question", fail), told, (), place.number
+    )
 
 
 def write_questions(path: _Path, questions: Sequence[Question]) -> None:
