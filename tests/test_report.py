@@ -9,7 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.console import Console
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.evaluation.data import Prediction, Question
 from polyprag.evaluation.footprint import Footprint
+from polyprag.evaluation.redaction import redacted
 from polyprag.evaluation.report import Report, versions
 from polyprag.evaluation.results import Costs, SystemResult, compare, score_system
 from polyprag.evaluation.tables import Grid, print_grid
@@ -325,6 +326,42 @@ def test_markdown_keeps_its_tables(tmp_path: Path) -> None:
     head = next(i for i, line in enumerate(lines) if line.startswith("| system"))
     columns = lines[head].count(" |")
     assert all(re.sub(r"\\\|", "", line).count(" |") == columns for line in lines[head + 2 : head + 8])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("redis://:hunter2@host:6379/0", "redis://[redacted]@host:6379/0"),
+        ("https://user:pa:ss@host/v1", "https://[redacted]@host/v1"),
+        ("postgres://u:p/w@host/db", "postgres://[redacted]@host/db"),
+        ("postgres://u:p@ss@host/db?x=a@b", "postgres://[redacted]@host/db?x=a@b"),
+        ("https://h/v1?api_key=hunter2&k=3", "https://h/v1?api_key=[redacted]&k=3"),
+        ("https://h/v1?a=1&apiKey=hunter2#x", "https://h/v1?a=1&apiKey=[redacted]#x"),
+        ("https://h/b?sv=1&sig=hunter2", "https://h/b?sv=1&sig=[redacted]"),
+        ("-H 'authorization: bearer hunter2hunter2'", "-H 'authorization: bearer [redacted]'"),
+        ("Authorization: Basic dXNlcjpwYXNz", "Authorization: Basic [redacted]"),
+        ("sent bearer abcd1234efgh", "sent bearer [redacted]"),
+        (
+            {"apiKey": "x", "accessKey": "x", "apikey": "x", "Authorization": "x", "pwd": "x"},
+            dict.fromkeys(["apiKey", "accessKey", "apikey", "Authorization", "pwd"], "[redacted]"),
+        ),
+        *(
+            (text, text)
+            for text in (
+                "The author found the key: a bearer certificate, and a standard bearer.",
+                "https://host:8080/@user and https://medium.com/@user:x@y",
+                "http://host:80 or mail me@example.org; is it 3:4@home?",
+                "Authorization: the act of an author. Which key? x=1",
+                "https://h/q?author=Key&keyboard=yes&monkey=a&design=b",
+            )
+        ),
+        ({"author": "Key", "monkey": "a", "keyboard": "b", "document": "c"},) * 2,
+    ],
+)
+def test_secrets_alone_are_taken_out(given: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "certificate")
+    assert redacted(given) == expected
+    assert redacted(expected) == expected
 
 
 def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
