@@ -180,8 +180,10 @@ def test_the_doctor(run: Callable[..., Any], make_store: Callable[..., Path], tm
         "detail": "1 document, base model tiny: it is not cached here",
         "remedy": "name its folder or file with --model",
     }
-    code, out, _ = run("doctor", tmp_path / "none")
-    assert code == ExitCode.MISSING
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "none"):
+        code, out, _ = run("doctor", path)
+        assert code == run("verify", path)[0] != ExitCode.MISSING
     assert f"✗ store {tmp_path / 'none'}: " in out
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import typer
 
 from polyprag._polyprag import Store, __version__, tantivy_version
-from polyprag.cli.common import AsJson, counted, out, print_json, say
+from polyprag.cli.common import AsJson, check_store, counted, out, print_json, say
 from polyprag.cli.exits import ExitCode
 from polyprag.errors import PolypragError
 from polyprag.extras import TORCH_WITHOUT_GPU
@@ -65,7 +65,7 @@ def doctor(
 ) -> None:
     """Say what is installed, which device there is, what is missing, and how to mend it.
 
-    Exit code 6 if encoding and asking are not possible here.
+    Exit code 6 if encoding and asking are not possible here; that of `verify` if the store cannot be read.
 
     Example: `polyprag doctor`
 
@@ -82,6 +82,8 @@ def doctor(
             if found.remedy is not None:
                 say(f"    {found.remedy}", style)
     if not _well(findings):
+        if store is not None:
+            check_store(store)  # ends as every other command does with such a store
         raise typer.Exit(ExitCode.MISSING)
 
 
