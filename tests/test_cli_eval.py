@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from polyprag import Document, Store
 from polyprag.cli.exits import ExitCode
 from polyprag.evaluation.passages import text_store
+from polyprag.evaluation.report import Report
+from polyprag.evaluation.run import Evaluation
 
 NAMES = ["amber", "birch", "coral", "denim", "ebony", "fjord"]
 DOCUMENTS = [Document(f"d{i}", f"The {n} mill is in Ost {n}.", f"Mill {n}") for i, n in enumerate(NAMES)]
@@ -158,6 +161,84 @@ def test_without_a_store(run: Run, tmp_path: Path, asked: Path, options: list[An
         code, _, err = run("eval", *words)
         assert code == ExitCode.INPUT
         assert problem in " ".join(err.split())
+
+
+def test_what_cannot_be_asked_is_refused_before_anybody_is(
+    run: Run,
+    tmp_path: Path,
+    make_store: Callable[..., Path],
+    asked: Path,
+    options: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asks(self: Evaluation, *_: Any, **__: Any) -> None:
+        raise AssertionError("somebody is asked")
+
+    for name in ("ask_base", "ask_store", "ask_system"):
+        monkeypatch.setattr(Evaluation, name, asks)
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE)
+    one, bare = make_store(tmp_path / "one", DOCUMENTS), make_store(tmp_path / "bare", DOCUMENTS[:2])
+    without = make_store(tmp_path / "without", DOCUMENTS, keep_text=False)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    own = ["--system", f"{mine}:Half"]
+    for words, problem in (
+        ([asked, *options, "--only", "rag"], "rag cannot be asked: it needs a store"),
+        ([asked, *own, "--only", "own_route"], "own_route cannot be asked: it needs a store"),
+        ([asked, *own, "--only", "closed_book"], "closed_book cannot be asked: it needs a base model"),
+        ([asked, *own, "--codecs", "nonsense"], "--codecs is for a store: name one before"),
+        ([asked, *own, "--augmentation", asked], "--augmentation is for a store"),
+        ([one, asked, *options, "--codecs", "q8,nonsense"], 'codec "nonsense" is unknown'),
+        ([one, asked, *options, "--codecs", "q8", "--first", "1"], "every document is its own"),
+        ([one, asked, *options, "--only", "own_route,amortised_route"], "it needs a store with an amortised"),
+        ([one, asked, *options, "--only", "other/own_route"], "it needs a store that is called other"),
+        ([one, without, asked, *options, "--only", "without/combine"], "needs a store that keeps the texts"),
+        ([one, bare, asked, *options], "its document 'd2' is not in"),
+        ([one, one, one, asked, *options], "the label 'one' of a store"),
+        ([asked, *own, "--report", tmp_path / "r.csv"], ".csv is no form of a report; use one of .json, .md"),
+    ):
+        code, _, err = run("eval", *words)
+        assert (code, problem in " ".join(err.split())) == (ExitCode.INPUT, True), (problem, err)
+    code, _, err = run("eval", asked, *own, "--report", tmp_path / "r.json", "--report", tmp_path / "r.html")
+    assert code == ExitCode.MISSING
+    assert "pages (.html) need jinja2: pip install 'polyprag[eval]'" in " ".join(err.split())
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_second_store_of_another_model_is_refused_at_first(
+    run: Run, tmp_path: Path, make_store: Callable[..., Path], asked: Path, options: list[Any]
+) -> None:
+    one = make_store(tmp_path / "one", DOCUMENTS)
+    other = make_store(tmp_path / "other", DOCUMENTS, base_model={"name": "another"})
+    code, _, err = run("eval", one, other, asked, *options, "--report", tmp_path / "r.json")
+    assert code == ExitCode.INPUT, err
+    assert "another" in err
+    assert not (tmp_path / "r.answers.jsonl").exists(), "nobody was asked"
+
+
+def test_csv_names_ids_that_are_numbers(
+    run: Run, tmp_path: Path, make_store: Callable[..., Path], options: list[Any]
+) -> None:
+    store = make_store(tmp_path / "s", [Document(i, d.text, d.title) for i, d in enumerate(DOCUMENTS)])
+    asked = tmp_path / "q.csv"
+    asked.write_text("question,answers,documents\nWhere is amber?,amber|Ost amber,0|1\nAnd coral?,coral,2\n")
+    code, out, err = run("eval", store, asked, *options, "--only", "own_route,wrong_route", "--json")
+    assert code == 0, err
+    assert [q["documents"] for q in json.loads(out)["questions"]] == [[0, 1], [2]]
+
+
+def test_what_ends_the_printing_loses_no_report(
+    run: Run, tmp_path: Path, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any) -> None:
+        raise OSError(5, "nobody reads this")
+
+    monkeypatch.setattr(Report, "print", closed)
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE)
+    code, _, err = run("eval", asked, "--system", f"{mine}:Half", "--report", tmp_path / "r.json")
+    assert (code, "nobody reads this" in err) == (ExitCode.FAILED, True)
+    assert Report.load(tmp_path / "r.json").systems.keys() == {"Half"}
 
 
 def test_comparison(run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from polyprag.encode import Recipe, add, encode
 from polyprag.engine import Engine
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.evaluation.data import Question
+from polyprag.evaluation.report import Report
 from polyprag.evaluation.run import Evaluation, evaluate
 from polyprag.models import BaseModel
 from polyprag.recipes import with_settings
@@ -191,12 +193,34 @@ def test_questions_that_cannot_be_measured_are_named(engine: Engine) -> None:
     refuse(
         "'q9': its document 'd9' is not in", *QUESTIONS, Question("q9", "Why?", ("x",), None, ("d0", "d9"))
     )
-    with pytest.raises(InvalidInput, match="different answers"):
-        evaluate(engine, QUESTIONS[:1])
     with engine.store.writer() as writer:
         writer.add([Document("bare", "A mill without a route.")])
     engine.store.refresh()
     refuse("'bare' has no route", *QUESTIONS, Question("q9", "Why?", ("x",), None, ("bare",)))
+
+
+def test_without_wrong_documents_the_rest_is_asked(engine: Engine, tmp_path: Path) -> None:
+    report = evaluate(engine, QUESTIONS[:1])
+    assert set(report.systems) == {*SYSTEMS, *WITH_TEXT} - {*DRAWN}
+    assert any("no wrong route was asked: question 'q0': every document" in w for w in report.warnings)
+    report.save(tmp_path / "r.json")
+    assert Report.load(tmp_path / "r.json").warnings == report.warnings
+    assert not any("no wrong route" in w for w in evaluate(engine, QUESTIONS[:1], only=["rag"]).warnings)
+    with pytest.raises(InvalidInput, match="nobody to ask: question 'q0': every document"):
+        evaluate(engine, QUESTIONS[:1], only=["wrong_route"])
+
+
+def test_ids_that_are_numbers_are_named_as_text(
+    make_store: MakeStore, tmp_path: Path, tiny_base: BaseModel
+) -> None:
+    numbered = [Document(i, d.text, d.title) for i, d in enumerate(DOCUMENTS)]
+    with Engine.open(make_store(tmp_path / "s", numbered), tiny_base) as engine:
+        questions = [replace(q, documents=(q.id[1:],)) for q in QUESTIONS]
+        report = evaluate(engine, questions, only=["own_route", "bm25_route"])
+        assert [q.documents for q in report.questions] == [(i,) for i in range(6)]
+        assert report.systems["bm25_route"].to_json()["retrieval"]["recall@1"] == 1
+        with pytest.raises(CorpusError, match="its document 'd0' is not in"):
+            evaluate(engine, QUESTIONS)
 
 
 def test_systems_are_what_the_engine_does(engine: Engine) -> None:

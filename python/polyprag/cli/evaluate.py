@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -76,8 +76,8 @@ def evaluate(
         typer.Argument(
             metavar="[STORE]... QUESTIONS",
             help="Stores, or none, and then the questions: JSONL or CSV with `question`, `answers` and "
-            "`documents` (gold ids), `id` and `type` if there are; or a benchmark's file. With `--compare`: "
-            "reports.",
+            "`documents` (gold ids), `id` and `type` if there are; or a benchmark's file. In a cell of CSV, "
+            "answers and ids are parted by `|`. With `--compare`: reports.",
             readable=False,
         ),
     ],
@@ -124,8 +124,8 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             rich_help_panel=_REPORT,
-            help="Write the report to this file; its suffix is the form: `.json` (every answer), `.md` or "
-            "`.html` (one page with plots). May be given often.",
+            help="Write the report to this file; its suffix is the form: `.json` (every answer; none is the "
+            "same), `.md` or `.html` (one page with plots). May be given often.",
         ),
     ] = None,
     answers: Annotated[
@@ -161,15 +161,22 @@ def evaluate(
     Example: `polyprag eval --compare before.json after.json`
     """
     reports = report or []
+    from polyprag.evaluation.report import check_form
+
     for path in [*reports, *([answers] if answers else [])]:
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(2, "there is no such folder for the report", str(path.absolute().parent))
+    for path in reports:
+        check_form(path)
     if compare:
         _compare(paths, reports, as_json)
         return
     *stores, questions = paths
     if questions.is_dir():
         raise InvalidInput(f"{questions} is a folder: name the file of the questions behind the stores")
+    for option, given in (("--codecs", codecs), ("--augmentation", augmentation)):
+        if given is not None and not stores:
+            raise InvalidInput(f"{option} is for a store: name one before {questions}, or leave it out")
     for store in stores:
         check_store(store)
     asked = _questions(questions, options, seed)
@@ -182,6 +189,10 @@ def evaluate(
             f"there is nobody to ask: name a store before {questions}, a system (--system), "
             "or a model (--model)"
         )
+    # a comma also stands in code(16,int4)
+    named = [codec.strip() for codec in re.split(r",(?![^(]*\))", codecs)] if codecs is not None else []
+    wanted = None if only is None else [name.strip() for name in only.split(",")]
+    asked = _checked(asked, stores, wanted, named, seed, base=bool(stores) or model is not None)
     from polyprag.evaluation.run import Evaluation
     from polyprag.progress import system_bar
 
@@ -192,7 +203,7 @@ def evaluate(
         evaluation = Evaluation(
             asked,
             passages=passages,
-            only=None if only is None else [name.strip() for name in only.split(",")],
+            only=wanted,
             answers=answers,
             scoring=scoring,
             together=together,
@@ -201,17 +212,47 @@ def evaluate(
         )
         loading = {"device": device, "dtype": dtype, "attention": attention}
         base = _ask(evaluation, stores, system or [], model, augmentation, loading)
-        if codecs is not None and stores and base is not None:
-            # a comma also stands in code(16,int4)
-            named = [codec.strip() for codec in re.split(r",(?![^(]*\))", codecs)]
+        if named and base is not None:
             evaluation.ask_codecs(stores[0], base, named)
     found = evaluation.report()
+    for path in reports:  # before it is printed, where a closed pipe would end it
+        found.save(path)
     if as_json:
         print_json(found.to_json())
     else:
         found.print(out)
-    for path in reports:
-        found.save(path)
+
+
+def _checked(
+    questions: Sequence[Question],
+    stores: Sequence[Path],
+    only: Sequence[str] | None,
+    codecs: Sequence[str],
+    seed: int,
+    *,
+    base: bool,
+) -> list[Question]:
+    """The questions, with ids as the stores have them. What cannot be asked is refused before anybody is."""
+    from polyprag.evaluation.run import check_codecs, check_label, check_only, check_questions, with_ids_of
+
+    with ExitStack() as opened:
+        found: dict[str, Store] = {}
+        for number, path in enumerate(stores):
+            store = opened.enter_context(Store.open(path))
+            label = _label(path, number)
+            check_label(label, found)
+            found[label] = store
+            questions = with_ids_of(store, questions)
+            check_questions(store, questions)
+        check_only(only or (), found, questions, base=base)
+        if codecs:
+            check_codecs(found[""], codecs, questions, seed)
+    return list(questions)
+
+
+def _label(path: Path, number: int) -> str:
+    """What stands before the names of a store's systems: nothing for the first one."""
+    return "" if number == 0 else path.absolute().name.removesuffix(".polyprag")
 
 
 def _ask(
@@ -227,8 +268,7 @@ def _ask(
     from polyprag.encode import training_pairs
     from polyprag.engine import Engine
     from polyprag.evaluation.loading import load_system
-    from polyprag.evaluation.run import check_questions
-    from polyprag.models import load_base_model
+    from polyprag.models import check_fingerprint, load_base_model
 
     base: BaseModel | None = None
     if not stores:
@@ -237,16 +277,17 @@ def _ask(
             evaluation.ask_base(base)
         for target in systems:
             evaluation.ask_system(*load_system(target, {"base": base, "store": None, "engine": None}))
+    # All of them before the first is asked.
+    pairs = [training_pairs(path) if augmentation is None else read_pairs(augmentation) for path in stores]
     for number, path in enumerate(stores):
-        pairs = training_pairs(path) if augmentation is None else read_pairs(augmentation)
         with Engine.open(path, base or model, **loading) as engine:
             base = engine.base
-            check_questions(engine, evaluation.questions)  # before the first of them is asked
             if number == 0:
+                for other in stores[1:]:
+                    with Store.open(other) as store:
+                        check_fingerprint(store.spec.base_model, base)
                 evaluation.ask_base(base, engine.store)
-            evaluation.ask_store(
-                engine, pairs, label="" if number == 0 else path.name.removesuffix(".polyprag")
-            )
+            evaluation.ask_store(engine, pairs[number], label=_label(path, number))
             if number == 0:
                 given = {"base": base, "store": engine.store, "engine": engine}
                 for target in systems:
@@ -256,7 +297,7 @@ def _ask(
 
 def _compare(paths: Sequence[Path], reports: Sequence[Path], as_json: bool) -> None:
     from polyprag.evaluation.comparison import comparison_grids, comparison_json, grouped
-    from polyprag.evaluation.report import Report
+    from polyprag.evaluation.report import Report, form_of
     from polyprag.evaluation.tables import markdown_grid, print_grid
     from polyprag.jsonl import write_atomic
 
@@ -268,20 +309,21 @@ def _compare(paths: Sequence[Path], reports: Sequence[Path], as_json: bool) -> N
         read[name] = Report.load(path)
     runs = grouped(read)
     grids = comparison_grids(runs)
-    if as_json:
-        print_json(comparison_json(runs))
-    for grid in [] if as_json else grids:
-        print_grid(grid, out)
     for path in reports:
-        if path.suffix.lower() in (".html", ".htm"):
+        form = form_of(path)
+        if form == "html":
             from polyprag.evaluation.page import page
 
             text = page(list(read.values()), grids)
-        elif path.suffix.lower() in (".md", ".markdown"):
+        elif form == "md":
             text = "\n".join(map(markdown_grid, grids))
         else:
             text = json.dumps(comparison_json(runs), ensure_ascii=False, indent=1) + "\n"
         write_atomic(path, text)
+    if as_json:
+        print_json(comparison_json(runs))
+    for grid in [] if as_json else grids:
+        print_grid(grid, out)
 
 
 @grouped

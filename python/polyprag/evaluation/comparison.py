@@ -90,9 +90,13 @@ def _setting(report: Report) -> dict[str, Any]:
     }
 
 
+# Which question has no wrong documents is found in the order of a draw.
+_OF_SEED = ("seed", "wrong_of_other_type", "no_wrong_documents")
+
+
 def _without_seeds(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _without_seeds(v) for k, v in value.items() if k not in ("seed", "wrong_of_other_type")}
+        return {k: _without_seeds(v) for k, v in value.items() if k not in _OF_SEED}
     if isinstance(value, list | tuple):
         return [_without_seeds(v) for v in value]
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from typing_extensions import Self
 
@@ -23,6 +24,7 @@ from polyprag.evaluation.redaction import redacted
 from polyprag.evaluation.results import Answered, Costs, SystemResult, compare, summarised
 from polyprag.evaluation.retrieval import measured
 from polyprag.evaluation.statistics import RESAMPLES, Difference
+from polyprag.extras import lacking
 from polyprag.jsonl import write_atomic
 
 if TYPE_CHECKING:
@@ -129,6 +131,35 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+_FORMS: Mapping[str, Literal["json", "md", "html"]] = {
+    ".json": "json",
+    ".md": "md",
+    ".markdown": "md",
+    ".html": "html",
+    ".htm": "html",
+    "": "json",  # /dev/stdout, for one
+}
+
+
+def form_of(path: str | os.PathLike[str]) -> Literal["json", "md", "html"]:
+    """The form of a report's file, by its suffix. Raises InvalidInput for one that tells none."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMS:
+        known = ", ".join(filter(None, _FORMS))
+        raise InvalidInput(f"{os.fspath(path)}: {suffix} is no form of a report; use one of {known}")
+    return _FORMS[suffix]
+
+
+def check_form(path: str | os.PathLike[str]) -> None:
+    """Raise InvalidInput for a suffix that tells no form, and ImportError where its form needs packages that
+    are not here: at the start, and not when all is asked.
+    """
+    if form_of(path) == "html":
+        for package in ("jinja2", "matplotlib"):
+            if importlib.util.find_spec(package) is None:
+                raise lacking("pages (.html)", package, "eval")
 
 
 @dataclass(frozen=True)
@@ -245,6 +276,8 @@ class Report:
         return found
 
     def _control_warnings(self) -> Iterable[str]:
+        if why := self.settings.get("no_wrong_documents"):
+            yield f"no wrong route was asked: {why}"
         for label in dict.fromkeys(split_label(name)[0] for name in self.systems):
             before = f"{label}/" if label else ""
             of = f" ({label})" if label else ""
@@ -364,14 +397,14 @@ class Report:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report to a file, the whole of it or nothing, in the form that its suffix tells:
-        ``.html``, ``.md``, or JSON. Raises OSError.
+        ``.html``, ``.md``, or JSON. Raises OSError, and InvalidInput for another suffix.
         """
-        suffix = Path(path).suffix.lower()
-        if suffix in (".html", ".htm"):
+        form = form_of(path)
+        if form == "html":
             from polyprag.evaluation.page import page
 
             text = page([self])
-        elif suffix in (".md", ".markdown"):
+        elif form == "md":
             from polyprag.evaluation.tables import markdown
 
             text = markdown(self)

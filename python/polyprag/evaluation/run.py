@@ -7,11 +7,12 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyprag._polyprag import Store
+from polyprag._polyprag import Store, StoreSpec
 from polyprag.engine import Engine
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.evaluation.answers import source_of
@@ -51,47 +52,79 @@ class Row:
     draws: tuple[System, ...]
 
 
+# Which systems need gold documents, texts and wrong documents; and those that need no routes.
+_OF_GOLD = frozenset({"rag_gold", "own_route", "amortised_route", "wrong_route", "combine_wrong_route"})
+_OF_TEXTS = frozenset({"rag", "rag_gold", "amortised_route", "combine", "combine_wrong_route"})
+_OF_WRONG = frozenset({"wrong_route", "combine_wrong_route"})
+_OF_BASE = frozenset({"closed_book", "rag", "rag_gold"})
+
+
+def lacks(system: str, store: Store | None, questions: Sequence[Question]) -> str | None:
+    """What one of polyprag's systems would need and there is not; None if it can be asked."""
+    if system == "closed_book":
+        return None
+    if store is None:
+        return "a store"
+    if system in _OF_TEXTS and not store.spec.keep_text:
+        return "a store that keeps the texts"
+    if system in _OF_GOLD and not all(q.documents for q in questions):
+        return "the gold documents of every question"
+    if system == "amortised_route" and store.router is None:
+        return "a store with an amortised router"
+    return None
+
+
 def base_rows(
     base: BaseModel, store: Store | None, questions: Sequence[Question], *, passages: int = 1
 ) -> list[Row]:
     """The systems that need no route: closed book, and RAG where there is a store with texts."""
-    rows = [Row("closed_book", (ClosedBook(base),))]
-    if store is not None and store.spec.keep_text:
-        rows.append(Row("rag", (Rag(base, store, k=passages),)))
-        if all(q.documents for q in questions):
-            rows.append(Row("rag_gold", (Rag(base, store, gold=True, name="rag_gold"),)))
-    return rows
+    found: dict[str, System] = {"closed_book": ClosedBook(base)}
+    if store is not None:
+        found["rag"] = Rag(base, store, k=passages)
+        found["rag_gold"] = Rag(base, store, gold=True, name="rag_gold")
+    return [Row(name, (system,)) for name, system in found.items() if lacks(name, store, questions) is None]
 
 
 def store_rows(
-    engine: Engine, questions: Sequence[Question], *, passages: int = 1, seed: int = 0, label: str = ""
+    engine: Engine,
+    questions: Sequence[Question],
+    *,
+    passages: int = 1,
+    seed: int = 0,
+    label: str = "",
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> list[Row]:
     """The systems and controls of one store, those that its questions and parts allow.
 
     Own and wrong route and the amortised router need the gold documents of the questions; Combine needs
-    texts, and the amortised router a router. Several routes become one as the store says.
+    texts, and the amortised router a router; without wrong documents there is no wrong route. Several routes
+    become one as the store says.
 
-    label: stands before the names, ``label/own_route``, to tell stores apart.
+    label: stands before the names, ``label/own_route``, to tell stores apart. wanted: whether one is, by its
+    name.
     """
-    text, gold = engine.store.spec.keep_text, all(q.documents for q in questions)
-    wrong = [_by_id(questions, draw) for draw in wrong_documents(questions, seed).draws] if gold else []
-    found: dict[str, list[System]] = {}
-    if gold:
-        found["own_route"] = [RouteOfDocuments(engine)]
-    found["bm25_route"] = [RetrievedRoute(engine, k=1)]
-    found["bm25_route_k3"] = [RetrievedRoute(engine, k=ROUTES_MIXED)]
-    if gold and text and engine.store.router is not None:
-        found["amortised_route"] = [AmortisedRoute(engine)]
-    if gold:
-        found["wrong_route"] = [RouteOfDocuments(engine, draw) for draw in wrong]
-    found["uniform_route"] = [UniformRoute(engine)]
-    found["mean_route"] = [MeanRoute(engine)]
-    if text:
-        found["combine"] = [Combine(engine, k=passages)]
-        if gold:
-            found["combine_wrong_route"] = [Combine(engine, passages, draw) for draw in wrong]
     before = f"{label}/" if label else ""
-    return [Row(before + name, tuple(draws)) for name, draws in found.items()]
+
+    def asked(name: str) -> bool:
+        return lacks(name, engine.store, questions) is None and wanted(before + name)
+
+    wrong: list[dict[str, Sequence[str | int]]] = []
+    if any(map(asked, _OF_WRONG)):
+        with suppress(InvalidInput):  # which the report warns of
+            wrong = [_by_id(questions, draw) for draw in wrong_documents(questions, seed).draws]
+    found: dict[str, Callable[[], list[System]]] = {
+        "own_route": lambda: [RouteOfDocuments(engine)],
+        "bm25_route": lambda: [RetrievedRoute(engine, k=1)],
+        "bm25_route_k3": lambda: [RetrievedRoute(engine, k=ROUTES_MIXED)],
+        "amortised_route": lambda: [AmortisedRoute(engine)],
+        "wrong_route": lambda: [RouteOfDocuments(engine, draw) for draw in wrong],
+        "uniform_route": lambda: [UniformRoute(engine)],
+        "mean_route": lambda: [MeanRoute(engine)],
+        "combine": lambda: [Combine(engine, k=passages)],
+        "combine_wrong_route": lambda: [Combine(engine, passages, draw) for draw in wrong],
+    }
+    rows = [Row(before + name, tuple(draws())) for name, draws in found.items() if asked(name)]
+    return [row for row in rows if row.draws]
 
 
 def wrong_documents(questions: Sequence[Question], seed: int = 0) -> Derangement:
@@ -171,11 +204,8 @@ class Evaluation:
         Raises CorpusError for a question whose gold document is unknown to the store or has no route, and
         InvalidInput for a second store of one label.
         """
-        if label in self._stores or "/" in label:
-            raise InvalidInput(
-                f"the label {label!r} of a store has a slash, or is that of another one already"
-            )
-        check_questions(engine, self.questions)
+        check_label(label, self._stores)
+        check_questions(engine.store, self.questions)
         self._stores[label] = Footprint.of(engine.store)
         if training_pairs is None:
             self._leaks_known = False
@@ -187,7 +217,16 @@ class Evaluation:
             self._routes = route_facts(
                 engine.store, [id for q in self.questions for id in q.documents], self._seed
             )
-        self._ask(store_rows(engine, self.questions, passages=self._passages, seed=self._seed, label=label))
+        self._ask(
+            store_rows(
+                engine,
+                self.questions,
+                passages=self._passages,
+                seed=self._seed,
+                label=label,
+                wanted=self._wanted,
+            )
+        )
 
     def ask_system(self, system: Any, made_of: Mapping[str, Any] | None = None) -> SystemResult:
         """Ask anything with ``answer(questions)``, whatever it is.
@@ -205,10 +244,10 @@ class Evaluation:
         """Ask own and wrong route with the routes of a store in other codecs.
 
         No engine may be open on ``base``. Raises InvalidInput for a codec that its routes cannot be put in,
-        or if the questions have no gold documents.
+        and what :func:`check_codecs` raises.
         """
-        if not all(q.documents for q in self.questions):
-            raise InvalidInput("other codecs are compared by the own route: questions need gold documents")
+        with Store.open(store) as source:
+            check_codecs(source, codecs, self.questions, self._seed)
         with tempfile.TemporaryDirectory(prefix="polyprag-codec-") as folder:
             for number, codec in enumerate(codecs):
                 path = Path(folder) / f"{number}.polyprag"
@@ -234,12 +273,33 @@ class Evaluation:
 
     def _ask(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            if self._only is None or row.name in self._only or split_label(row.name)[1] in self._only:
+            if self._wanted(row.name):
                 self._harness.ask(*row.draws, name=row.name)
 
+    def _wanted(self, name: str) -> bool:
+        return self._only is None or name in self._only or split_label(name)[1] in self._only
+
+    def _wrong(self) -> dict[str, Any]:
+        """What the report says of the wrong documents."""
+        names = {f"{label}/{name}" if label else name for label in self._stores for name in _OF_WRONG}
+        wrong, why = None, None
+        if any(map(self._wanted, names)) and all(q.documents for q in self.questions):
+            try:
+                wrong = wrong_documents(self.questions, self._seed)
+            except InvalidInput as error:
+                why = str(error)
+        found = {"wrong_of_other_type": None if wrong is None else wrong.other_type}
+        return found if why is None else {**found, "no_wrong_documents": why}
+
     def report(self, settings: Mapping[str, Any] | None = None) -> Report:
-        """The report of what was asked. settings: more of them; JSON values."""
-        gold = all(q.documents for q in self.questions)
+        """The report of what was asked. settings: more of them; JSON values.
+
+        Raises InvalidInput if nobody was.
+        """
+        wrong = self._wrong()
+        if not self.results:
+            why = wrong.get("no_wrong_documents", "name other systems, or none, which asks all (--only)")
+            raise InvalidInput(f"there was nobody to ask: {why}")
         known = self._leaks if self._leaks_known else None
         return Report.of(
             self.questions,
@@ -255,9 +315,7 @@ class Evaluation:
                 "passages": self._passages,
                 "routes_mixed": ROUTES_MIXED,
                 "wrong_draws": WRONG_DRAWS,
-                "wrong_of_other_type": wrong_documents(self.questions, self._seed).other_type
-                if gold and self._stores
-                else None,
+                **wrong,
                 **(settings or {}),
             },
             scoring=self._harness.scoring,
@@ -294,8 +352,9 @@ def evaluate(
     """Ask the base model, every route and control of one store, and further systems; ``options`` are those of
     :class:`Evaluation`.
     """
+    questions = with_ids_of(engine.store, questions)
     evaluation = Evaluation(questions, **options)
-    check_questions(engine, questions)
+    check_questions(engine.store, questions)
     evaluation.ask_base(engine.base, engine.store)
     evaluation.ask_store(engine, training_pairs)
     for system in systems:
@@ -303,7 +362,67 @@ def evaluate(
     return evaluation.report(settings)
 
 
-def check_questions(engine: Engine, questions: Sequence[Question]) -> None:
+def with_ids_of(store: Store, questions: Sequence[Question]) -> list[Question]:
+    """The questions, with numbers for gold documents where a store has them: CSV and TSV know text alone."""
+    if store.spec.id_type == "string":
+        return list(questions)
+    return [replace(q, documents=tuple(map(_number, q.documents))) for q in questions]
+
+
+def _number(id: str | int) -> str | int:
+    # Of 20 digits is the largest id. What is no number is named as it stands, as unknown to the store.
+    return int(id) if isinstance(id, str) and id.isascii() and id.isdigit() and len(id) <= 20 else id
+
+
+def check_label(label: str, others: Collection[str]) -> None:
+    """Raise InvalidInput for a label that does not tell a store from others."""
+    if label in others or "/" in label:
+        raise InvalidInput(f"the label {label!r} of a store has a slash, or is that of another one already")
+
+
+def check_only(
+    only: Iterable[str], stores: Mapping[str, Store], questions: Sequence[Question], *, base: bool = True
+) -> None:
+    """Raise InvalidInput for a system that nobody could be asked as.
+
+    stores: by label. base: whether there is a base model to ask, beside that of the stores.
+    """
+    for name in only:
+        label, system = split_label(name)
+        found = {
+            other: store
+            for other, store in stores.items()
+            if (other == label or not label) and not (other and system in _OF_BASE)
+        }
+        missing = [lacks(system, store, questions) for store in found.values()]
+        if not missing:
+            missing = [f"a store that is called {label}" if label else lacks(system, None, questions)]
+            if missing == [None] and not base:
+                missing = ["a base model (--model)"]
+        if None not in missing:
+            raise InvalidInput(f"{name} cannot be asked: it needs {missing[0]}; give that, or leave it out")
+
+
+def check_codecs(store: Store, codecs: Iterable[str], questions: Sequence[Question], seed: int = 0) -> None:
+    """Raise InvalidInput for a codec that there is not, or if the questions have no gold documents, or no
+    wrong ones to compare them with.
+    """
+    spec = store.spec
+    for codec in codecs:
+        StoreSpec(
+            modules=spec.modules,
+            experts=spec.experts,
+            rank=spec.rank,
+            alpha=spec.alpha,
+            codec=codec,
+            base_model=spec.base_model,
+        )
+    if not all(q.documents for q in questions):
+        raise InvalidInput("other codecs are compared by the own route: questions need gold documents")
+    wrong_documents(questions, seed)
+
+
+def check_questions(store: Store, questions: Sequence[Question]) -> None:
     """Raise CorpusError unless the store has a route for all gold documents of the questions.
 
     Either all of them name gold documents, or none does.
@@ -317,12 +436,12 @@ def check_questions(engine: Engine, questions: Sequence[Question]) -> None:
                 'be measured; add "documents": [id, ...] to it'
             )
         for id in question.documents:
-            if id not in engine.store:
+            if id not in store:
                 raise CorpusError(
-                    f"question {question.id!r}: its document {id!r} is not in {engine.store.path}; "
+                    f"question {question.id!r}: its document {id!r} is not in {store.path}; "
                     "is this the store of that corpus?"
                 )
-            if not engine.store.is_routed(id):
+            if not store.is_routed(id):
                 raise CorpusError(
                     f"question {question.id!r}: its document {id!r} has no route; "
                     "encode it with `polyprag add --on-duplicate replace`"
