@@ -350,7 +350,7 @@ def test_markdown_keeps_its_tables(tmp_path: Path) -> None:
             for text in (
                 "The author found the key: a bearer certificate, and a standard bearer.",
                 "https://host:8080/@user and https://medium.com/@user:x@y",
-                "http://host:80 or mail me@example.org; is it 3:4@home?",
+                "http://host:80 or mail me@example.org; is it 3:4@home? http://h:80?mail=a@b.c",
                 "Authorization: the act of an author. Which key? x=1",
                 "https://h/q?author=Key&keyboard=yes&monkey=a&design=b",
             )

@@ -26,7 +26,7 @@ _FORMS = re.compile(
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
     r"|(?<=Bearer )[\w.~+/-]{8,}=*"
     # A port is no password. A password may hold any of the signs that ought to be escaped in it.
-    r"|(?<=://)[^/\s:@]*:(?!\d{1,5}/)[^\s@\"'<>]+(?:@[^/\s@\"'<>]+)*(?=@))"
+    r"|(?<=://)[^/\s:@]*:(?!\d{1,5}[/?#])[^\s@\"'<>]+(?:@[^/\s@\"'<>]+)*(?=@))"
 )
 # What stays, and the secret behind it. Of a bearer in prose the next word is no token.
 _BEHIND = re.compile(
