@@ -560,6 +560,7 @@ def _append_written(
 ) -> None:
     """Behind the lines that are there, which may have been paid for: the last one of a document counts."""
     last = {row.get("id"): row for row in read_resumable(path)}
+    # What a line has in it is not known here: they are written as a file, and read from it.
     with TemporaryDirectory(prefix="polyprag-pairs-") as folder:
         given = Path(folder) / path.name
         write_augmentations(given, documents, augmentations, by)
