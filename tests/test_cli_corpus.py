@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,34 @@ def test_the_documents_can_be_written_and_read_again(
     assert code != 0
     assert "bad.txt" in err
     assert not file.exists(), "half a corpus is none"
+
+
+def test_documents_are_written_where_a_link_leads_and_into_a_pipe(
+    run: Callable[..., Any], handbook: Path, tmp_path: Path
+) -> None:
+    target, link, pipe = tmp_path / "target.jsonl", tmp_path / "link.jsonl", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert run("corpus", handbook, "--chunk", "0", "--out", link)[0] == 0
+    assert link.is_symlink()
+    assert [d.id for d in read_corpus(target)] == ["fjord.txt", "mill.md"]
+
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run("corpus", handbook, "--chunk", "0", "--out", pipe)[0] == 0
+        assert pipe.is_fifo()
+        assert os.read(reader, 1 << 16) == target.read_bytes()
+    finally:
+        os.close(reader)
+
+
+def test_a_folder_that_is_not_there_is_named_as_it_was_given(
+    run: Callable[..., Any], handbook: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "missing" / "corpus.jsonl"
+    code, _, err = run("corpus", handbook, "--chunk", "0", "--out", file)
+    assert (code, err) == (3, f"Error: {file}: No such file or directory\n")
 
 
 def test_options_that_do_not_fit(run: Callable[..., Any], handbook: Path) -> None:

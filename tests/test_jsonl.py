@@ -119,6 +119,13 @@ def test_an_atomic_write_follows_links_and_keeps_ordinary_permissions(tmp_path: 
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
+def test_a_write_into_a_folder_that_is_not_there_names_the_file_that_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "rows.jsonl"
+    with pytest.raises(FileNotFoundError) as raised:
+        write_jsonl(path, [{"a": 1}])
+    assert raised.value.filename == str(path)
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -243,29 +243,39 @@ def absent(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Replace a file's content: readers see the old or the new, never a part, and a failure leaves the old.
+@contextlib.contextmanager
+def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A stream for a file's new content: readers see the old or the new, never a part.
 
-    Follows a symbolic link. What is no regular file (a pipe, ``/dev/stdout``) is written straight.
+    The file is replaced where the block ends; if it fails, the old one stays. Follows a symbolic link. What
+    is no regular file (a pipe, ``/dev/stdout``) is written straight. Raises OSError that names ``path``.
     """
-    raw = data.encode("utf-8") if isinstance(data, str) else data
     given = Path(path)
     if given.exists() and not given.is_file() and not given.is_dir():
-        given.write_bytes(raw)
+        with open(given, "wb") as stream:
+            yield stream
         return
     target = Path(os.path.realpath(given))
     beside = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         with open(beside, "xb") as stream:
-            stream.write(raw)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
+        if isinstance(error, OSError) and error.filename == str(beside):
+            raise OSError(error.errno, error.strerror, str(given)) from error  # as the caller knows it
         raise
     sync_folder(target.parent)  # the rename itself must last too
+
+
+def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
+    """Replace a file's content as :func:`open_atomic` does."""
+    with open_atomic(path) as stream:
+        stream.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def write_at(file: int, content: bytes, where: int, what: str, path: Path | None = None) -> None:
@@ -287,5 +297,6 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSONL, atomically (see :func:`write_atomic`)."""
-    write_atomic(path, b"".join(_encode(row) + b"\n" for row in rows))
+    """Write rows as JSONL, one in memory at a time, and atomically (see :func:`open_atomic`)."""
+    with open_atomic(path) as stream:
+        stream.writelines(_encode(row) + b"\n" for row in rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +14,7 @@ from polyprag.cli.common import AsJson, counted, err, print_json, say
 from polyprag.cli.options import grouped
 from polyprag.errors import BaseModelMissing, CorpusError, InvalidInput
 from polyprag.extras import remedied
+from polyprag.jsonl import write_jsonl
 
 if TYPE_CHECKING:
     from polyprag._polyprag import Document
@@ -174,7 +174,7 @@ def corpus(
         for _ in documents:
             pass
     else:
-        write(documents, out_file)
+        write_jsonl(out_file, map(as_row, documents))
     if not summary.documents:
         raise CorpusError(f"{corpus}: there is no document in it")
     if as_json:
@@ -345,18 +345,6 @@ def as_row(document: Document) -> dict[str, Any]:
     if document.metadata:
         row["metadata"] = document.metadata
     return row
-
-
-def write(documents: Iterable[Document], path: Path) -> None:
-    """The documents as JSONL, one in memory at a time; the file is there when all are in it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(beside, "w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(as_row(d), ensure_ascii=False) + "\n" for d in documents)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _of_questions(corpus: Path, options: CorpusOptions) -> Iterable[Document]:
