@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,12 +167,37 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
     assert complaint(path).startswith(f"{path}, row 1: no valid Parquet")
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1, 3_000_000], pa.date32()),  # the year 10,000 and on
+        pa.array([1, 10**18], pa.timestamp("us")),
+        pa.array([b"a", b"\xff"]).cast(pa.string(), safe=False),
+    ],
+    ids=["date", "timestamp", "text"],
+)
+def test_a_cell_of_parquet_that_python_has_no_form_for_is_named(tmp_path: Path, column: pa.Array) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": ["x", "y"], "odd": column}), path)
+    said = complaint(path)
+    assert said.startswith(f"{path}, row 2: the field 'odd', of type {column.type}, cannot be read")
+
+
+def test_two_columns_of_parquet_with_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table([["x"], ["a"], ["b"]], names=["text", "by", "by"]), path)
+    assert complaint(path) == f"{path}: two columns are named 'by'; give each column its own name"
+
+
 def test_a_data_set_on_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"id": ["a", "b"], "text": ["x", "y"], "n": [1, 2]})
     data.save_to_disk(tmp_path / "one")
     assert infer_format(tmp_path / "one") == "datasets"
     assert rows(tmp_path / "one") == [("a", None, "x", {"n": 1}), ("b", None, "y", {"n": 2})]
+    late = pa.table({"text": ["x"], "day": pa.array([3_000_000], pa.date32())})
+    datasets.Dataset(late).save_to_disk(tmp_path / "late")
+    assert complaint(tmp_path / "late").startswith(f"{tmp_path / 'late'}, row 1: the row cannot be read")
     datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(tmp_path / "two")
     assert [row[0] for row in rows(tmp_path / "two", split="test")] == ["b"]
     for options in ({}, {"split": "dev"}):
@@ -201,6 +227,17 @@ def test_a_data_set_of_the_hub_is_asked_for_by_its_name(monkeypatch: pytest.Monk
 
 
 # --- texts ------------------------------------------------------------------------------------------
+
+
+def test_a_file_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    odd = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt"))
+    try:
+        Path(odd).write_text("A text.")
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    said = f"{tmp_path / 'caf'}\\udce9.txt: the name of the file, by which its text is called, is no UTF-8"
+    assert complaint(tmp_path).startswith(said)
+    assert complaint(odd).startswith(said)
 
 
 def test_a_folder_of_texts(tmp_path: Path) -> None:
@@ -296,6 +333,23 @@ def test_pages_and_rows_are_split_too(tmp_path: Path) -> None:
     path.write_text('{"id": 1, "text": "One two. Three four."}\n{"id": 2, "text": "One"}\n')
     assert [row[0] for row in rows(path, chunker=Chunker(2))] == ["1#chunk=1", "1#chunk=2", "2"]
     assert [row[0] for row in rows(path, chunker=Chunker(2), chunk_tables=False)] == [1, 2]
+
+
+def test_a_field_where_pieces_keep_their_place_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "One.", "start": "1998"}\n{"text": "One two. Three four.", "start": "1999"}\n')
+    said = complaint(path, chunker=Chunker(2))
+    assert said.startswith(f"{path}, line 2: the field 'start' is where each piece of a text keeps")
+    assert "--no-metadata" in said
+    assert len(rows(path, chunker=Chunker(2), metadata=False)) == 3
+    assert [row[3] for row in rows(path)] == [{"start": "1998"}, {"start": "1999"}]
+
+
+@pytest.mark.parametrize("field", ["id", "title", "text", "by"])
+def test_half_of_a_surrogate_pair_in_memory(field: str) -> None:
+    given = [{"id": "a", "text": "x"}, {"id": "b", "text": "y", field: "z\ud800"}]
+    with pytest.raises(CorpusError, match=r"rows in memory, row 2: .*surrogate.*; change the row"):
+        list(read_corpus(given))
 
 
 def test_markdown_is_split_at_its_headings(tmp_path: Path) -> None:

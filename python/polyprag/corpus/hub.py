@@ -55,6 +55,6 @@ def dataset_rows(path: str, *, split: str | None = None, subset: str | None = No
             yield Place(where, "row", number), row
     except CorpusError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
         place = Place(where, "row", number + 1)
-        raise place.error(f"the row cannot be read ({error})", "fetch the data again") from error
+        raise place.error(f"the row cannot be read ({error})", "mend it, or fetch the data again") from error

@@ -31,7 +31,8 @@ class Place:
     number: int = 0
 
     def __str__(self) -> str:
-        return f"{self.path}, {self.unit} {self.number}" if self.number else self.path
+        path = self.path.encode(errors="backslashreplace").decode()  # a name that is no UTF-8 can be printed
+        return f"{path}, {self.unit} {self.number}" if self.number else path
 
     def error(self, problem: str, remedy: str) -> CorpusError:
         """The one form of complaint about a place."""

@@ -205,7 +205,11 @@ class CorpusReader(Iterator[Document]):
         try:
             for kind, place, row in rows:
                 rows_read += 1
-                yield from self._documents_of(kind, row, place)
+                try:
+                    yield from self._documents_of(kind, row, place)
+                except UnicodeEncodeError as error:
+                    problem = "the id or the text is not valid Unicode (a lone surrogate)"
+                    raise place.error(problem, "change the row") from error
         finally:
             rows.close()
         if not rows_read:
@@ -232,6 +236,11 @@ class CorpusReader(Iterator[Document]):
         pieces = [(0, text)] if chunker is None else chunker.split(text, markdown=kind == "markdown")
         if len(pieces) == 1:
             pieces = [(0, text)]
+        taken = {"chunk", "start"} & (metadata or {}).keys()
+        if taken and len(pieces) > 1:
+            problem = f"the field {min(taken)!r} is where each piece of a text keeps its own place"
+            remedy = "rename it, leave the row whole (--chunk 0), or read without metadata (--no-metadata)"
+            raise place.error(problem, remedy)
         for number, (start, piece) in enumerate(pieces, 1):
             size = len(piece.encode("utf-8"))
             if size > self._max_text_bytes:
@@ -462,6 +471,11 @@ def _of_kind(kind: CorpusFormat, rows: Rows, name: str = "") -> _Rows:
     """Rows with their kind; those of a text are called by the name of its file, and a page by its number."""
     for place, row in rows:
         if kind in WHOLE_TEXTS:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                problem = "the name of the file, by which its text is called, is no UTF-8"
+                raise place.error(problem, "rename the file") from error
             row["id"] = f"{name}#page={row['page']}" if "page" in row else name
             row["source"] = name
         yield kind, place, row

@@ -14,6 +14,7 @@ from polyprag.extras import lacking
 from polyprag.jsonl import numbered_lines, parse_object, text_lines
 
 _BATCH = 1_024  # rows of a Parquet file in memory
+_OWN_NAMES = "give each column its own name"
 
 
 def jsonl_rows(stream: IO[bytes], path: str, *, max_text_bytes: int = MAX_TEXT_BYTES) -> Rows:
@@ -58,10 +59,16 @@ def parquet_rows(stream: IO[bytes], path: str, *, max_text_bytes: int = MAX_TEXT
     number = 0
     try:
         with pq.ParquetFile(stream) as file:
+            names = file.schema_arrow.names
+            twice = _repeated(names)
+            if twice is not None:
+                raise Place(path).error(f"two columns are named {twice!r}", _OWN_NAMES)
             for batch in file.iter_batches(batch_size=_BATCH):
-                for row in batch.to_pylist():
+                columns = zip(names, batch.columns, strict=True)
+                values = [_values(column, name, path, number) for name, column in columns]
+                for row in zip(*values, strict=True):
                     number += 1
-                    yield Place(path, "row", number), row
+                    yield Place(path, "row", number), dict(zip(names, row, strict=True))
     except (pa.ArrowException, OSError) as error:
         place = Place(path, "row", number + 1)
         raise place.error(f"no valid Parquet ({error})", "write the file again") from error
@@ -90,6 +97,25 @@ def plain(value: Any, name: str, place: Place) -> Any:
     )
 
 
+def _values(column: Any, name: str, path: str, before: int) -> list[Any]:
+    """A column of Parquet, ``before`` rows down. Raises CorpusError for a cell that Python cannot hold."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):  # the year 10,000; nanoseconds; text that is no UTF-8
+        for number, cell in enumerate(column, before + 1):
+            try:
+                cell.as_py()
+            except (ValueError, OverflowError) as error:
+                problem = f"the field {name!r}, of type {column.type}, cannot be read ({error})"
+                remedy = "write the column as valid text, or take it out"
+                raise Place(path, "row", number).error(problem, remedy) from error
+        raise
+
+
+def _repeated(names: list[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
+
+
 def _line_bytes(max_text_bytes: int) -> int:
     # JSON may need six bytes for one of text, and the other fields of the row want room as well.
     return 8 * max_text_bytes + (8 << 20)
@@ -102,9 +128,9 @@ def _named(rows: Iterator[tuple[int, list[str]]], path: str, remedy: str) -> Row
         place = Place(path, "line", number)
         if header is None:
             header = [cell.strip() for cell in cells]
-            repeated = next((name for name in header if header.count(name) > 1), None)
+            repeated = _repeated(header)
             if repeated is not None:
-                raise place.error(f"the header names {repeated!r} twice", "give each column its own name")
+                raise place.error(f"the header names {repeated!r} twice", _OWN_NAMES)
             continue
         if len(cells) != len(header):
             raise place.error(f"{len(cells)} columns, but the header has {len(header)}", remedy)
