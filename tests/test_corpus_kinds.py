@@ -229,6 +229,17 @@ def test_a_data_set_of_the_hub_is_asked_for_by_its_name(monkeypatch: pytest.Monk
 # --- texts ------------------------------------------------------------------------------------------
 
 
+def test_a_comment_in_code_is_no_heading(tmp_path: Path) -> None:
+    path = tmp_path / "guide.md"
+    for fence, end in (("```", "```"), ("~~~~sh", "~~~\n# not yet\n~~~~~"), ("  ```` sh", "````")):
+        path.write_text(f"{fence}\n# install it\n{end}\n\n# The guide\n")
+        assert rows(path)[0][1] == "The guide"
+    path.write_text("```not a fence``` at all\n\n# The guide\n")
+    assert rows(path)[0][1] == "The guide"
+    path.write_text("```\n# never closed\n")
+    assert rows(path)[0][1] == "guide"
+
+
 def test_a_file_whose_name_is_no_utf8(tmp_path: Path) -> None:
     odd = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt"))
     try:

@@ -17,6 +17,9 @@ _QUIET = logging.NullHandler()  # what is wrong with a file is said once, by the
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 _TITLE = re.compile(r"^title:[ \t]*(.+?)[ \t]*\r?$", re.MULTILINE)
 _HEADING = re.compile(r"^#[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", re.MULTILINE)
+_FENCED = re.compile(
+    r"^ {0,3}(`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*\r?$|\Z)", re.DOTALL | re.MULTILINE
+)
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-\n(?=[^\W\d_])")
 _SOFT_BREAK = re.compile(r"(?<!\n)\n(?!\n)")
 
@@ -37,7 +40,7 @@ def markdown_rows(stream: IO[bytes], path: str, *, max_text_bytes: int = 0) -> R
     if front is not None:
         text = text[front.end() :]
     named = _TITLE.search(front[1]) if front is not None else None
-    heading = _HEADING.search(text)
+    heading = _HEADING.search(_FENCED.sub("", text))  # in code, # begins a comment
     title = named[1].strip("\"'") if named is not None else heading[1] if heading is not None else _stem(path)
     yield Place(path), {"title": title, "text": text}
 
