@@ -85,9 +85,34 @@ def test_langchain_answers_alone_and_in_a_chain(engine: Engine) -> None:
     assert (RunnableLambda(str.strip) | llm | StrOutputParser()).invoke(f"  {QUESTION} ") == expected
     stop = expected[2]
     assert llm.invoke(QUESTION, stop=[stop]) == expected[: expected.index(stop)]
-    streamed = "".join(llm.stream(QUESTION, stop=[stop]))
-    assert stop not in streamed
+    assert "".join(llm.stream(QUESTION, stop=[stop])) == expected[: expected.index(stop)]
     assert engine.store.digest() in str(llm)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "chunks"),
+    [
+        (["foo X", "Y bar"], ["XY"], ["foo "]),
+        (["foo X", "Z"], ["XY"], ["foo ", "XZ"]),
+        (["foo X"], ["XY"], ["foo ", "X"]),
+        (["foo XY", "Z"], ["Y", "XYZ"], ["foo "]),
+        (["foo XY", "W"], ["Y", "XYZ"], ["foo ", "X"]),
+        (["foo ", "bar"], None, ["foo ", "bar"]),
+    ],
+)
+def test_what_langchain_streams_has_no_beginning_of_a_stop(
+    pieces: list[str], stop: list[str] | None, chunks: list[str]
+) -> None:
+    pytest.importorskip("langchain_core")
+    from polyprag.integrations.langchain import PolypragLLM
+
+    class Said:
+        def stream(self, *_: object, **__: object) -> Iterator[object]:
+            yield from [*pieces, object()]
+
+    found = [chunk.text for chunk in PolypragLLM(engine=Said())._stream(QUESTION, stop=stop)]
+    assert found == chunks
+    assert "".join(found) == cut("".join(pieces), stop)
 
 
 # --- LlamaIndex -------------------------------------------------------------------------------------

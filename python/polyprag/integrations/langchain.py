@@ -17,7 +17,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field, SkipValidation
 
 from polyprag._polyprag import Store
-from polyprag.integrations.common import cut, found_texts
+from polyprag.integrations.common import cut, found_texts, sure
 
 
 class PolypragRetriever(BaseRetriever):
@@ -93,16 +93,18 @@ class PolypragLLM(LLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,  # noqa: ARG002 - of the interface
     ) -> Iterator[GenerationChunk]:
-        said = ""
+        text, said = "", 0
         for piece in self.engine.stream(prompt, k=self.k, max_new_tokens=self.max_new_tokens):
-            if not isinstance(piece, str):
-                return  # the whole answer, which has been said
-            whole = cut(said + piece, stop)
-            if len(whole) > len(said):
-                chunk = GenerationChunk(text=whole[len(said) :])
+            last = not isinstance(piece, str)  # the whole answer, whose text has come
+            if not last:
+                text += piece
+            whole = cut(text, stop)
+            end = len(whole) if last else sure(text, stop)
+            if end > said:
+                chunk = GenerationChunk(text=whole[said:end])
+                said = end
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-            if whole != said + piece:
+            if last or end == len(whole) < len(text):
                 return
-            said = whole
