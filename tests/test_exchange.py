@@ -433,6 +433,9 @@ def test_what_cannot_be_imported(new_base: Callable[..., BaseModel], tmp_path: P
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"peft_type": "LOHA"}, "LOHA"),
         ({"lora_alpha": "much"}, "lora_alpha"),
+        ({"alpha_pattern": {"up_proj": "much"}}, "lora_alpha is a number"),
+        ({"alpha_pattern": {"(up": 4}}, "no regular expression"),
+        ({"alpha_pattern": ["up_proj"]}, "alpha_pattern is an object"),
     ):
         bad = save_adapter(base, tmp_path / f"bad-{what}", 0)
         edit(bad, **changes)
@@ -452,6 +455,10 @@ def test_what_cannot_be_imported(new_base: Callable[..., BaseModel], tmp_path: P
     refused("layers.0.mlp.up_proj has no lora_B", broken)
     save_file(tensors | {"base_model.model.lm_head.weight": torch.zeros(2)}, weights)
     refused("lm_head.weight", broken)
+    flat = {k: t[:0] if "lora_A" in k else t[:, :0].contiguous() for k, t in tensors.items()}
+    save_file(flat, weights)
+    refused("no LoRA of a linear layer", broken)
+    save_file(tensors, weights)
     weights.write_bytes(weights.read_bytes()[:1000])
     refused("no whole safetensors file", broken)
     weights.rename(broken / "adapter_model.bin")

@@ -239,7 +239,7 @@ def _lora_modules(
 ) -> dict[str, tuple[int, int, int, float]]:
     found = {}
     for name, (a, b) in _sides(folder, shapes, ("lora_A.weight", "lora_B.weight")).items():
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+        if len(a) != 2 or len(b) != 2 or not a[0] == b[1] > 0:
             raise InvalidInput(f"{folder / WEIGHTS}: {name} has A {a} and B {b}: no LoRA of a linear layer")
         found[name] = (a[1], b[0], a[0], _lora_scale(config, name, a[0], folder))
     return found
@@ -247,8 +247,17 @@ def _lora_modules(
 
 def _lora_scale(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
     alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise InvalidInput(f"{folder / CONFIG}: alpha_pattern is an object, not {patterns!r}")
+    for pattern, value in patterns.items():
+        try:
+            found = re.match(rf"(.*\.)?({pattern})$", name)
+        except (re.error, OverflowError) as error:
+            raise InvalidInput(
+                f"{folder / CONFIG}: alpha_pattern has {pattern!r}, no regular expression ({error}); mend it"
+            ) from error
+        if found:
             alpha = value
             break
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
@@ -265,7 +274,7 @@ def _poly_modules(
     tasks, skills, splits = (int(config[name]) for name in ("n_tasks", "n_skills", "n_splits"))
     found = {}
     for name, (a, b, z) in _sides(folder, shapes, _POLY).items():
-        fits = len(a) == len(b) == 4 and a[:2] == b[:2] == (splits, skills) and a[3] == b[2]
+        fits = len(a) == len(b) == 4 and a[:2] == b[:2] == (splits, skills) and a[3] == b[2] > 0
         if not fits or z != (tasks, splits * skills):
             raise InvalidInput(
                 f"{folder / WEIGHTS}: {name} has A {a}, B {b} and logits {z}, which do not fit "
