@@ -163,6 +163,7 @@ def test_long_questions_and_other_pages(server: Server) -> None:
     assert ask(server, {"question": "x" * (MAX_QUESTION + 1)})[0] == 400
     assert ask(server, b"", Content_Length=str(1 << 30))[0] == 413
     assert ask(server, b"", Content_Length="-1")[0] == 413
+    assert ask(server, b"", Content_Length="1" * 5_001)[0] == 413
     assert ask(server, b"", Content_Length=None)[0] == 413
     for path in ("/../server.py", "/page.html", "/server.py", "//etc/passwd", "/?x"):
         assert ask(server, None, path=path, method="GET")[0] == 404, path

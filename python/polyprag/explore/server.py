@@ -189,7 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": "send JSON"})
             return
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()) or int(length) > _MAX_BODY:
+        # More digits than any length has are no number: int() refuses thousands of them.
+        if not (length.isascii() and length.isdigit() and len(length) < 20) or int(length) > _MAX_BODY:
             self.close_connection = True
             self._json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": "the question is too long"})
             return
