@@ -154,6 +154,18 @@ def test_what_does_not_belong_is_refused(
     assert problem in err
 
 
+def test_a_configuration_may_begin_with_a_byte_order_mark(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "A mill."}\n')
+    file = tmp_path / "encode.toml"
+    file.write_text("experts = 3\n", encoding="utf-8-sig")
+    command = ["encode", tmp_path / "c.jsonl", tmp_path / "s", "--dry-run", "--json", "--config", file]
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert plan(out)["train"]["experts"] == 3
+    file.write_text("seed = 1\nepoch = 2\n", encoding="utf-8-sig")
+    assert f"{file}, line 2: there is no option 'epoch'" in run(*command)[2]
+
+
 def test_a_configuration_that_is_not_there(run: Callable[..., Any], tmp_path: Path) -> None:
     code, _, err = run("encode", "c", "s", "--config", tmp_path / "none.toml")
     assert code == ExitCode.INPUT

@@ -33,7 +33,7 @@ def configure(context: typer.Context, path: Path | None) -> Path | None:
         return None
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
         content = tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         remedy = "write the file as UTF-8, one KEY = VALUE a line"
