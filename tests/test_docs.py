@@ -213,6 +213,13 @@ def test_commands_run_one_after_the_other(
         assert code == 0, f"polyprag {shlex.join(words)}: {err}"
 
 
+def test_the_quickstart_opens_the_store_that_it_makes() -> None:
+    text = (DOCS / "index.md").read_text()
+    made = set(re.findall(r"^\$ polyprag encode \S+ (\S+)$", text, re.MULTILINE))
+    assert made
+    assert set(re.findall(r"[\w./]+\.polyprag\b", text)) == made
+
+
 def test_every_page_is_on_the_site() -> None:
     site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())
 
