@@ -387,7 +387,9 @@ def demo(
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Encode the sample corpus about an invented island and compare all systems on it; 10 minutes, 2 cores.
+    """Encode the sample corpus about an invented island and compare all systems on it.
+
+    It takes about a quarter of an hour on 2 cores.
 
     Example: `polyprag demo`
     """
