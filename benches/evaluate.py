@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -446,7 +446,7 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-_GROUP = "data model documents questions skip seed passages haystack yes_no dtype".split()
+_GROUP = "data model documents questions skip passages haystack yes_no dtype".split()
 
 
 def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -458,24 +458,23 @@ def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
     for members in groups.values():
         first = members[0]
         title = f"{first['data']}: {first['questions']} questions, {first['documents']} documents"
-        title += f", seed {first['seed']}"
         title += ", by yes or no" if first["yes_no"] else ""
         title += f", in {first['dtype']}" if first["dtype"] != "fp32" else ""
         title += f", on {first['machine']['device']}" if "device" in first["machine"] else ""
         title += ", searched among 47,208" if first["haystack"] else ""
         table = Table(title=title, title_justify="left")
-        for place, column in enumerate(["system", "row", "codec", "F1", "interval", "EM", "no leaks"]):
+        for place, column in enumerate(
+            ["system", "row", "codec", "seed", "F1", "interval", "EM", "no leaks"]
+        ):
             table.add_column(column, justify="right" if place > 2 else "left")
         for row in members:
-            name = " ".join(
-                [row["system"], *row["set"], *([f"added={row['added']}"] if row["added"] else [])]
-            )
             clean = row["f1_without_leaks"]
             low, high = row["f1_interval"]
             table.add_row(
-                name,
+                _system(row),
                 LABELS.get(row["row"], row["row"]),
                 row["codec"],
+                str(row["seed"]),
                 f"{row['f1']:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 f"{row['em']:.3f}",
@@ -486,25 +485,55 @@ def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
             console.print(f"  {line}", markup=False, highlight=False)
 
 
+def _system(row: dict[str, Any]) -> str:
+    """A system with its settings."""
+    added = [f"added={row['added']}"] if row["added"] else []
+    return " ".join([row["system"], *row["set"], *added])
+
+
+# By seed, what each question was worth; of a row that was made twice the newer.
+_Answers: TypeAlias = "dict[int, dict[str, float]]"
+
+
 def differences(members: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Those of every report, between the rows of one system or those of the base model."""
-    base = {row["row"]: row for row in members if row["system"] == "base"}
-    systems: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    """Those of every report, between the rows of one system or those of the base model; then polyprag's own route
+    minus that of every other system, and minus its own in other codecs. A question that was asked under
+    several seeds is one question, with the mean of its values.
+    """
+    answers: dict[tuple[str, str, str], _Answers] = {}
+    plain: dict[str, str] = {}  # the codec that a system keeps its routes in where nothing is asked
     for row in members:
-        if row["system"] != "base":
-            key = (row["system"], *row["set"], row["added"], row["codec"])
-            systems.setdefault(key, {})[row["row"]] = row
-    for key, own in systems.items():
+        system = _system(row)
+        answers.setdefault((system, row["codec"], row["row"]), {})[row["seed"]] = row["f1_by_question"]
+        if not row["variant"]:
+            plain[system] = row["codec"]
+    for system, codec in {(system, codec): None for system, codec, _ in answers if system != "base"}:
         for _, a, b in DIFFERENCES:
-            left, right = own.get(a), own.get(b, base.get(b))
-            if left is None or right is None:
-                continue
-            ids = list(left["f1_by_question"])
-            d = paired_difference(
-                [left["f1_by_question"][i] for i in ids], [right["f1_by_question"][i] for i in ids]
-            )
-            real = "real" if d.real else "not shown"
-            yield f"{key[0]} {key[-1]}: {a} minus {b} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f}), {real}"
+            right = answers.get((system, codec, b)) or answers.get(("base", "", b))
+            yield from _difference(f"{system} {codec}: {a} minus {b}", answers.get((system, codec, a)), right)
+    own = ("polyprag", plain.get("polyprag", ""), "own_route")
+    for system, codec, name in answers:
+        if name == own[2] and (system, codec) != own[:2] and (codec == plain[system] or system == own[0]):
+            told = f"own_route: {' '.join(own[:2])} minus {system} {codec}"
+            yield from _difference(told, answers.get(own), answers[system, codec, name])
+
+
+def _difference(told: str, left: _Answers | None, right: _Answers | None) -> Iterator[str]:
+    if left is None or right is None:
+        return
+    # The base model's rows are of no training: they stand beside every seed.
+    seeds = [(seed, seed if len(right) > 1 or seed in right else min(right)) for seed in sorted(left)]
+    seeds = [(a, b) for a, b in seeds if b in right]
+    ids = [id for id in left[min(left)] if all(id in left[a] and id in right[b] for a, b in seeds)]
+    if not seeds or not ids:
+        return
+    d = paired_difference(
+        [fmean(left[a][id] for a, _ in seeds) for id in ids],
+        [fmean(right[b][id] for _, b in seeds) for id in ids],
+    )
+    real = "real" if d.real else "not shown"
+    of = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(str(a) for a, _ in seeds)}"
+    yield f"{told} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f}), {real}, {of}"
 
 
 if __name__ == "__main__":

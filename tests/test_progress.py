@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,9 @@ def test_ctrl_c_within_a_call(name: str, path: Path) -> None:
     assert Store.open(path).digest() == digest
 
 
-def test_ctrl_c_without_progress(path: Path, tmp_path: Path) -> None:
-    """The child waits for the rest of a file that never comes."""
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_without_progress(begun: bool, path: Path, tmp_path: Path) -> None:
+    """The child waits for the rest of a file that never comes, or for somebody who writes it."""
     whole = (tmp_path / "packed").read_bytes()
     pipe, new = tmp_path / "pipe", tmp_path / "new"
     os.mkfifo(pipe)
@@ -167,6 +169,7 @@ def test_ctrl_c_without_progress(path: Path, tmp_path: Path) -> None:
         import signal, sys
         from polyprag import Store
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("waiting", flush=True)
         try:
             Store.unpack(*sys.argv[1:])
         except KeyboardInterrupt:
@@ -176,10 +179,17 @@ def test_ctrl_c_without_progress(path: Path, tmp_path: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), str(pipe), str(new)], stdout=subprocess.PIPE, text=True
     )
-    with pipe.open("wb", buffering=0) as end:  # as soon as the child has it open
-        end.write(whole[: len(whole) // 2])
+    assert child.stdout is not None
+    assert child.stdout.readline() == "waiting\n"
+    if begun:
+        with pipe.open("wb", buffering=0) as end:  # as soon as the child has it open
+            end.write(whole[: len(whole) // 2])
+            child.send_signal(signal.SIGINT)
+            out, _ = child.communicate(timeout=300)
+    else:
+        time.sleep(1)
         child.send_signal(signal.SIGINT)
-        out, _ = child.communicate(timeout=300)
+        out, _ = child.communicate(timeout=60)
     assert (out, child.returncode) == ("stopped\n", 0)
     assert files(tmp_path) == before
 

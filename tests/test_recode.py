@@ -287,6 +287,20 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.parametrize(("codec", "logit"), [("f16", 1e5), ("q8", 1e38), ("q4", 1e38), ("q1", 1e38)])
+def test_a_row_that_the_codec_cannot_keep_is_named(tmp_path: Path, codec: str, logit: float) -> None:
+    z = low_rank(3, 2)
+    z[1, 0, 0] = logit
+    source = make(tmp_path / "old", z)
+    with pytest.raises(errors.InvalidInput, match='route of document "d1"'):
+        recode(source, tmp_path / "new", codec=codec)
+    with Store.open(source) as store, pytest.raises(errors.InvalidInput, match='route of document "d0"'):
+        V, b = np.ones((COLUMNS, 1), np.float32), np.zeros(COLUMNS, np.float32)
+        P = np.full((1, COLUMNS), 3e38, np.float32)
+        store.recode(tmp_path / "new", codec="code(1)", decoder=(V, b), projection=P)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_an_empty_store(tmp_path: Path) -> None:
     Store.create(tmp_path / "old", make_spec(), make_experts()).commit()
     for i, codec in enumerate(("q8", "code(3)", "sparse(1)")):

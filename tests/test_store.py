@@ -390,6 +390,21 @@ def test_experts_of_any_layout_are_taken(path: Path) -> None:
         np.testing.assert_array_equal(array, given[name])
 
 
+def unaligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.ndarray(array.shape, array.dtype, buffer=b"x" + array.tobytes(), offset=1)
+
+
+def test_arrays_that_are_not_aligned_are_taken(path: Path) -> None:
+    experts = {name: unaligned(array) for name, array in make_experts().items()}
+    assert not experts["layers.0.up.A"].flags.aligned
+    with Store.create(path, make_spec(id_type="u64"), experts) as writer:
+        writer.add_arrays(unaligned(np.arange(3, dtype=np.uint64)), unaligned(make_logits(3)))
+    store = Store.open(path)
+    assert list(store) == [0, 1, 2]
+    np.testing.assert_array_equal(store.routes([0, 1, 2], "z"), make_logits(3))
+    np.testing.assert_array_equal(store.experts["layers.0.up.A"], make_experts()["layers.0.up.A"])
+
+
 def test_wrong_experts_are_refused(path: Path) -> None:
     def refuse(match: str, **changes: Any) -> None:
         experts: dict[str, Any] = {**make_experts(), **changes}
@@ -745,6 +760,24 @@ def test_merge(store: Store, tmp_path: Path) -> None:
     assert store.documents(["d1"]) == [Document("d1", "Another Oda.")]
     assert store.verify().documents == 4
 
+
+def test_equal_scales_are_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Store.create(path, make_spec(codec="q8"), make_experts()) as writer:
+        writer.add(documents(), make_logits(3))
+    store = Store.open(path)
+    store.snapshot(tmp_path / "sister")
+    with Store.open(tmp_path / "sister") as sister, sister.writer() as writer:
+        writer.add([Document("s", "A sister ship.")], make_logits(3)[:1])
+    with store.writer() as writer:
+        writer.add([Document("far", "Far away.")], 100 * make_logits(1))  # with scales of its own
+    store.refresh()
+    with store.writer() as writer, Store.open(tmp_path / "sister") as sister:
+        writer.merge(sister, on_duplicate="skip")
+    store.refresh()
+    assert [part.files for part in store.info().parts if part.role == "scales"] == [2]
+    np.testing.assert_array_equal(store.routes(["s"]), store.routes(["d0"]))
+
     stranger = Store.create(tmp_path / "stranger", make_spec(alpha=8.0), make_experts())
     stranger.commit()
     with store.writer() as writer:
@@ -793,6 +826,36 @@ def test_rollback(store: Store) -> None:
         assert writer.rollback() == 4, "going back can be undone"
     store.refresh()
     assert list(store) == ["d2"]
+
+
+def test_going_back_after_a_deletion_of_nothing(store: Store) -> None:
+    """Deleting no ids stages nothing; what it looked at must not outlive the generation that is left."""
+    with store.writer() as writer:
+        writer.add([Document("late", "The zebra came late.")], make_logits(1))
+    store.refresh()
+    with store.writer() as writer:
+        assert writer.delete([]) == 0
+        writer.rollback()
+        writer.add([Document("new", "A newcomer.")], make_logits(1))
+    store.refresh()
+    assert store.search("zebra") == []
+    assert [hit.id for hit in store.search("newcomer")] == ["new"]
+    store.verify()
+
+
+def test_a_commit_of_nothing_takes_no_number(store: Store, path: Path) -> None:
+    """What a killed writer left may lie under the next number, where the clean-up cannot remove it."""
+    with store.writer() as writer:
+        writer.add(documents("e"), make_logits(3))
+    with (path / "manifest-00000001.json").open("ab") as file:
+        file.write(b"damage")  # no clean-up without it
+    (path / "ids-00000003.seg").write_bytes(b"left behind")
+    store.refresh()
+    with store.writer() as writer:
+        assert writer.commit() == 2
+        writer.add(documents("f"), make_logits(3))
+        assert writer.commit() > 3
+    assert len(Store.open(path)) == 9
 
 
 def test_what_changes_the_whole_store_goes_by_what_is_committed(store: Store) -> None:
@@ -1051,6 +1114,29 @@ SCRIPTS = {
 }
 
 
+def test_a_spec_that_could_not_be_read_again_is_refused_at_once(path: Path) -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(125):
+        nested = {"deeper": nested}
+    for recipe in (nested, {"losses": [1] * 1_100_000}):
+        with pytest.raises(errors.InvalidInput, match="recursion|values"):
+            Store.create(path, make_spec(recipe=recipe), make_experts())
+    assert list(path.parent.iterdir()) == []
+
+
+def test_numbers_of_a_spec_come_back_as_they_were(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    numbers = (rng.random(500) * 10.0 ** rng.integers(-20, 20, 500)).tolist()
+    recipe = {"numbers": numbers, "seeds": [2**64 - 1, -(2**63)], "text": 'a "quoted" \\ 123456789012345678901'}
+    spec = make_spec(recipe=recipe, alpha=90.88184001853247)
+    Store.create(path, spec, make_experts()).commit()
+    with Store.open(path) as store:
+        assert (store.spec.recipe, store.spec.alpha) == (recipe, spec.alpha)
+    for number in (2**64, -(2**63) - 1, 2**70):
+        with pytest.raises(errors.InvalidInput, match=f"{number} has more than 64 bits"):
+            make_spec(recipe={"seed": [1, {"a": number}]})
+
+
 def test_other_scripts_are_found_by_their_own_questions(path: Path) -> None:
     with Store.create(path, make_spec(), make_experts()) as writer:
         writer.add([Document(name, text) for name, (text, _) in SCRIPTS.items()])
@@ -1164,6 +1250,30 @@ def test_a_forked_child_leaves_the_writer_alone(tmp_path: Path) -> None:
     assert out.strip() == "['a']"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_keeps_no_lock(tmp_path: Path) -> None:
+    out = run_python(
+        """
+        import os, signal, sys, time
+        from polyprag import Document, Store
+        from test_store import make_spec, make_experts
+        writer = Store.create(sys.argv[1], make_spec(), make_experts())
+        if (child := os.fork()) == 0:
+            time.sleep(60)
+            os._exit(9)
+        writer.commit()
+        writer.discard()
+        with Store.open(sys.argv[1]).writer() as writer:
+            writer.add([Document("a", "alpha")])
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        print(list(Store.open(sys.argv[1])))
+        """,
+        str(tmp_path / "s"),
+    )
+    assert out.strip() == "['a']"
+
+
 # --- what the disk does -----------------------------------------------------------------------------
 
 
@@ -1196,6 +1306,39 @@ def test_paths_that_are_no_store(tmp_path: Path, store: Store) -> None:
     with pytest.raises(FileNotFoundError):
         Store.create(tmp_path / "no" / "such" / "place", make_spec(), make_experts())
     assert len(Store.open(store.path)) == 3
+
+
+def test_the_clean_up_leaves_strangers_files(store: Store, path: Path) -> None:
+    names = [
+        *("eval-2024.json", "run-7.bin", "model-00001-of-00002.safetensors", "photo-20240101.jpg"),
+        *("bm25-results.csv", "meta-12.json", "routes-1.seg", "notes-18446744073709551615.txt"),
+    ]
+    for name in names:
+        (path / name).write_text("a stranger's")
+    (path / "ids-00000007.seg").write_text("of a killed writer")
+    (path / "bm25" / "folder").mkdir()
+    for n in range(4):
+        with store.writer() as writer:
+            writer.add([Document(f"n{n}", "something new")], make_logits(1))
+        store.refresh()
+    assert {name for name in names if not (path / name).exists()} == set()
+    assert store.generation == 5, "no number is above that of a stranger's file"
+    assert not (path / "ids-00000007.seg").exists()
+    assert len(list(path.glob("manifest-*.json"))) == 2
+    assert len(list((path / "bm25").glob("meta-*.json"))) == 2, "a folder there stops no clean-up"
+
+
+def test_a_new_store_leaves_strangers_files_beside_it(tmp_path: Path, store: Store) -> None:
+    (tmp_path / ".s.tmp-notes").write_text("a stranger's")
+    (tmp_path / ".s.tmp-backup").mkdir()
+    (tmp_path / ".s.tmp-backup" / "thesis.txt").write_text("a stranger's")
+    (tmp_path / ".s.tmp-123-abc").mkdir()  # of a process that was killed
+    (tmp_path / ".polyprag-pack-old").write_text("a stranger's")
+    Store.create(tmp_path / "s", make_spec(), make_experts()).discard()
+    store.pack(tmp_path / "packed")
+    left = {file.name for file in tmp_path.iterdir()} - {Path(store.path).name, "packed"}
+    assert left == {".s.tmp-notes", ".s.tmp-backup", ".polyprag-pack-old"}
+    assert (tmp_path / ".s.tmp-backup" / "thesis.txt").exists()
 
 
 def test_a_store_half_written(store: Store, path: Path) -> None:

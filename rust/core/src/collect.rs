@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use crate::error::{Error, Result};
 use crate::files::{self, Directory, INDEX_FOLDER, Lock, LockMode, is_part_name};
 use crate::lock::LOCK;
-use crate::manifest::{CURRENT, Current, Manifest, read_other};
+use crate::manifest::{CURRENT, Current, Manifest, read_other, role};
 
 /// Removes what neither the generation in force, nor the one before, nor a reader needs. Only for the
 /// holder of the writer's lock, and not while an index writer is open.
@@ -46,18 +46,16 @@ pub fn collect(dir: &Directory) -> Result<()> {
                 .map(|name| format!("{INDEX_FOLDER}/{name}")),
         );
     for name in all.filter(|name| !needed.contains(name) && is_ours(name)) {
-        dir.remove(&name)?;
+        // One that cannot be removed keeps no other.
+        let _ = dir.remove(&name);
     }
     Ok(())
 }
 
-/// Only what a writer would have written: a stranger's file in the directory stays.
+/// Only what a writer would have written: a stranger's file in the directory stays. The index's folder is ours.
 fn is_ours(name: &str) -> bool {
-    const ENDS: [&str; 5] = [".json", ".seg", ".safetensors", ".bin", ".new"];
-    is_part_name(name)
-        && (name.starts_with(INDEX_FOLDER)
-            || (generation_in(name).is_some() && ENDS.iter().any(|e| name.ends_with(e))))
-        || name == "CURRENT.new"
+    let in_folder = name.split_once('/').is_some_and(|(f, _)| f == INDEX_FOLDER);
+    in_folder && is_part_name(name) || written_by(name).is_some() || name == "CURRENT.new"
 }
 
 /// False if a reader holds the manifest, or if there are no locks to tell.
@@ -70,23 +68,38 @@ fn remove_unless_read(dir: &Directory, name: &str) -> Result<bool> {
     }
 }
 
-/// The generation that wrote a file, from its name: `role-00000001.end`, `bm25/meta-1.json`.
-pub fn generation_in(name: &str) -> Option<u64> {
-    let (_, rest) = name.rsplit_once('-')?;
-    let digits = rest.split('.').next()?;
-    match !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-        true => digits.parse().ok(),
-        false => None,
+/// The generation that wrote a file, if its name is one that a writer gives: `role-00000001.end`,
+/// `role-00000001.2.end`.
+fn written_by(name: &str) -> Option<u64> {
+    const ENDS: [&str; 3] = ["seg", "safetensors", "bin"];
+    if let Some(generation) = Manifest::generation_of(name) {
+        return Some(generation);
     }
+    let (role, rest) = name.split_once('-')?;
+    let (digits, rest) = rest.split_once('.')?;
+    let end = match rest.split_once('.') {
+        Some((n, end)) => number(n).map(|_| end)?,
+        None => rest,
+    };
+    let ours = role::OF_FILES.contains(&role) && digits.len() >= 8 && ENDS.contains(&end);
+    ours.then(|| number(digits)).flatten()
+}
+
+fn number(digits: &str) -> Option<u64> {
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    plain.then(|| digits.parse().ok()).flatten()
 }
 
 /// A number above every generation of which there is a trace, committed or not.
 pub fn next_generation(dir: &Directory) -> Result<u64> {
-    let mut names = dir.list()?;
-    if let Ok(folder) = dir.folder(INDEX_FOLDER) {
-        names.extend(folder.list()?);
-    }
-    let newest = names.iter().filter_map(|n| generation_in(n)).max();
+    let in_folder = match dir.folder(INDEX_FOLDER) {
+        Ok(folder) => folder.list()?,
+        Err(_) => Vec::new(),
+    };
+    let of_index = |name: &String| number(name.strip_prefix("meta-")?.strip_suffix(".json")?);
+    let names = dir.list()?;
+    let written = names.iter().filter_map(|name| written_by(name));
+    let newest = written.chain(in_folder.iter().filter_map(of_index)).max();
     newest.unwrap_or(0).checked_add(1).ok_or_else(|| {
         let path = dir.path().display();
         Error::invalid(format!("{path}: the store has no generation left"))

@@ -124,6 +124,7 @@ impl Session {
         progress.end()?;
         // From here on the new generation may be in force whatever fails: nothing of it is removed.
         self.staged.names.all.clear();
+        self.in_doubt = Some(manifest.generation);
         self.dir.put_in_force(&current)?;
         if let Base::New { folder, .. } = &mut self.base {
             let published = folder.publish();

@@ -3,6 +3,7 @@
 //!
 //! A commit does the smaller part of it by itself: where many commits have left many small segments, it joins them.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,14 +47,14 @@ impl Session {
                 joining.join(role, 0, &mut manifest)?;
             }
             manifest.parts.retain(|p| p.role != role::DEAD);
-            // A segment names its scales last; those that none names any more go.
-            let used: Vec<Hash> = manifest
+            // A segment names its scales last; those that none names any more go, and repeated ones.
+            let mut used: HashSet<Hash> = manifest
                 .of_role(role::ROUTES)
                 .filter_map(|p| p.parameters.last().copied())
                 .collect();
             manifest
                 .parts
-                .retain(|p| p.role != role::SCALES || used.contains(&p.blake3));
+                .retain(|p| p.role != role::SCALES || used.remove(&p.blake3));
         }
         if manifest.index_generation.is_some() {
             let meanwhile = Meanwhile {

@@ -11,14 +11,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::error::{Error, Result};
-use crate::files::{Digest, Directory, INDEX_FOLDER, LockMode, PartWriter, lock, pour};
+use crate::files::{Digest, Directory, INDEX_FOLDER, Lock, LockMode, PartWriter, pour};
 use crate::generation::Generation;
-use crate::lock::take_lock;
+use crate::lock::{WriterLock, take_lock};
 use crate::manifest::{CURRENT, CURRENT_LIMIT, Current, Hash, MANIFEST_LIMIT, Manifest, Part};
-use crate::new_folder::{NewFolder, fresh_ending, remove_abandoned};
+use crate::new_folder::{NewFolder, at_work, fresh_ending, remove_abandoned};
 use crate::watch::{Progress, Unit, Watch};
 
 /// How the name of an archive begins while it is written.
@@ -90,7 +90,7 @@ fn compare(part: &Part, digest: Digest, path: &Path) -> Result<()> {
 /// A new store that is filled with parts which exist already.
 pub struct NewCopy {
     pub folder: NewFolder,
-    _lock: File,
+    _lock: WriterLock,
 }
 
 impl NewCopy {
@@ -133,14 +133,13 @@ pub fn pack(
         return Err(Error::io(parent.path_of(name), source));
     }
     let progress = Progress::begin(watch, Unit::Bytes, generation.manifest().bytes())?;
-    remove_abandoned(parent, OsStr::new(PACKING));
-    let beside = format!("{PACKING}{}", fresh_ending());
-    let written = parent.create_part(&beside).and_then(|part| {
-        // Others see by the lock that somebody is at work on it.
-        let file = parent.open_file(&beside)?;
-        lock(&file, LockMode::Exclusive, &parent.path_of(&beside))?;
-        let packed = pack_into(generation, part, &progress);
-        progress.blame(packed)?.finish()?;
+    remove_abandoned(parent, PACKING);
+    let (beside, part) = part_beside(parent)?;
+    // Others see by the lock that somebody is at work on it.
+    let _lock = part.duplicate()?;
+    let packed = pack_into(generation, part, &progress);
+    let written = progress.blame(packed).and_then(|part| {
+        part.finish()?;
         progress.end()?;
         parent.rename_new(OsStr::new(&beside), name)?;
         parent.sync()
@@ -150,6 +149,16 @@ pub fn pack(
         let _ = parent.remove(&beside);
     }
     written
+}
+
+/// The file that becomes an archive, locked, and its name.
+fn part_beside(parent: &Directory) -> Result<(String, PartWriter)> {
+    at_work(|| {
+        let name = format!("{PACKING}{}", fresh_ending());
+        let part = parent.create_part(&name)?;
+        let held = part.lock(LockMode::Exclusive)? != Lock::Busy;
+        Ok((held && parent.still_names(&name, &part)?).then_some((name, part)))
+    })
 }
 
 fn pack_into(generation: &Generation, part: PartWriter, progress: &Progress) -> Result<PartWriter> {
@@ -274,17 +283,23 @@ pub fn unpack(file: &Path, parent: Directory, name: &OsStr, watch: &Arc<dyn Watc
 /// A file that may be a pipe: while its next bytes are waited for, the watch is told.
 struct Waiting<'w> {
     file: File,
+    /// A pipe into which nobody has written yet: that it is empty is not its end.
+    is_new_pipe: bool,
     progress: &'w Progress,
 }
 
 impl<'w> Waiting<'w> {
     fn open(path: &Path, progress: &'w Progress) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        // A read that blocks would end for a signal that comes in it, and not for one that came just before.
-        rustix::fs::fcntl_getfl(&file)
-            .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK))
-            .map_err(|e| Error::io(path, e))?;
-        Ok(Self { file, progress })
+        // To open a pipe would wait for its other end. And a read that blocks would end for a signal that comes in
+        // it, and not for one that came just before.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io(path, e))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::io(path, e))?;
+        Ok(Self {
+            file: fd.into(),
+            is_new_pipe: FileType::from_raw_mode(stat.st_mode) == FileType::Fifo,
+            progress,
+        })
     }
 }
 
@@ -293,13 +308,17 @@ impl Read for Waiting<'_> {
         let mut pause = Duration::from_micros(100);
         loop {
             match self.file.read(buffer) {
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                Ok(n) if n > 0 || !self.is_new_pipe => {
+                    self.is_new_pipe = false;
+                    return Ok(n);
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() != ErrorKind::WouldBlock => return Err(e),
+                _ => {
                     self.progress.tell(0).map_err(std::io::Error::other)?;
                     std::thread::sleep(pause);
                     pause = LONGEST_PAUSE.min(2 * pause);
                 }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                other => return other,
             }
         }
     }

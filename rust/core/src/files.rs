@@ -517,6 +517,12 @@ pub fn lock(file: impl AsFd, mode: LockMode, path: &Path) -> Result<Lock> {
     }
 }
 
+/// Gives a lock back, also where a forked child has the file open.
+pub fn unlock(file: impl AsFd) {
+    // A lock that cannot be given back goes with the process.
+    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+}
+
 /// Writes everything, however little the system takes at once.
 fn write_all(
     tap: &MaybeTap,
@@ -539,6 +545,12 @@ fn write_all(
     Ok(())
 }
 
+impl AsFd for PartWriter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 /// A part in the making.
 #[derive(Debug)]
 pub struct PartWriter {
@@ -556,6 +568,17 @@ impl PartWriter {
         self.hasher.update(bytes);
         self.length += bytes.len() as u64;
         Ok(())
+    }
+
+    /// A lock on the file.
+    pub fn lock(&self, mode: LockMode) -> Result<Lock> {
+        lock(&self.file, mode, &self.path)
+    }
+
+    /// The file once more, which keeps its lock after the writer is done.
+    pub fn duplicate(&self) -> Result<File> {
+        let file = self.file.try_clone();
+        file.map_err(|e| Error::io(&self.path, e))
     }
 
     /// Syncs it; from here on the file never changes.

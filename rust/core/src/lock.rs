@@ -1,6 +1,7 @@
 //! The lock of the one writer: advisory, and with a message that names its holder.
 
 use std::fs::File;
+use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
@@ -9,8 +10,25 @@ use crate::files::{self, Directory, Lock, LockMode};
 /// The file that is locked.
 pub const LOCK: &str = "LOCK";
 
+/// The writer's lock, held until this is dropped.
+#[derive(Debug)]
+pub struct WriterLock {
+    file: File,
+    process: u32,
+}
+
+impl Drop for WriterLock {
+    fn drop(&mut self) {
+        // A child that was forked meanwhile has the same lock, and would keep it by having the file open. And what
+        // the child drops is still its parent's.
+        if self.process == process::id() {
+            files::unlock(&self.file);
+        }
+    }
+}
+
 /// Takes the writer's lock, or names its holder. The lock goes with the process, however that ends.
-pub fn take_lock(dir: &Directory) -> Result<File> {
+pub fn take_lock(dir: &Directory) -> Result<WriterLock> {
     let path = dir.path_of(LOCK);
     let file = dir.open_or_create(LOCK)?;
     match files::lock(&file, LockMode::Exclusive, &path)? {
@@ -32,10 +50,11 @@ pub fn take_lock(dir: &Directory) -> Result<File> {
         .nodename()
         .to_string_lossy()
         .into_owned();
-    let line = format!("{} {host} {}\n", std::process::id(), now());
+    let process = process::id();
+    let line = format!("{process} {host} {}\n", now());
     // Only for the message to others: a full disk must not keep the holder from working.
     let _ = dir.overwrite(&file, LOCK, line.as_bytes());
-    Ok(file)
+    Ok(WriterLock { file, process })
 }
 
 fn now() -> u64 {

@@ -45,6 +45,11 @@ pub mod role {
     pub const DEAD: &str = "dead";
     pub const BM25: &str = "bm25";
     pub const MANIFEST: &str = "manifest";
+
+    /// Those whose parts are files beside the manifest.
+    pub const OF_FILES: [&str; 8] = [
+        EXPERTS, DECODER, ROUTER, SCALES, ROUTES, IDS, DOCUMENTS, DEAD,
+    ];
 }
 
 /// A BLAKE3 hash, in lower-case hexadecimal when written.
@@ -219,6 +224,17 @@ impl Manifest {
             )));
         }
         Ok(json)
+    }
+
+    /// A spec holds what its caller likes (a recipe, what is known of the base model). What could not be read again
+    /// must not be found out after a commit.
+    pub fn expect_readable(spec: &StoreSpec, path: &Path) -> Result<()> {
+        let json = Self::empty(spec.clone()).to_json(path)?;
+        let read: Result<Self, _> = serde_json::from_slice(&json);
+        read.map(|_| ()).map_err(|e| {
+            let path = path.display();
+            Error::invalid(format!("{path}: the spec could not be read again: {e}"))
+        })
     }
 
     pub fn parse(json: &[u8], path: &Path) -> Result<Self> {

@@ -28,9 +28,10 @@ impl NewFolder {
         let mut prefix = OsString::from(".");
         prefix.push(target);
         prefix.push(".tmp-");
-        remove_abandoned(&parent, &prefix);
-        // Another creator may take a folder for abandoned before it is locked: then the next one.
-        for _ in 0..4 {
+        if let Some(prefix) = prefix.to_str() {
+            remove_abandoned(&parent, prefix);
+        }
+        at_work(|| {
             let mut name = prefix.clone();
             name.push(fresh_ending());
             let new = Self {
@@ -42,12 +43,8 @@ impl NewFolder {
                 moved: false,
             };
             let held = new.lock.lock(LockMode::Exclusive)? != Lock::Busy;
-            if held && new.parent.still_names(&new.name, &new.lock)? {
-                return Ok(new);
-            }
-        }
-        let source = std::io::Error::from(rustix::io::Errno::AGAIN);
-        Err(Error::io(parent.path_of(target), source))
+            Ok((held && new.parent.still_names(&new.name, &new.lock)?).then_some(new))
+        })
     }
 
     pub fn dir(&self) -> &Directory {
@@ -76,12 +73,33 @@ impl Drop for NewFolder {
     }
 }
 
+/// What `make` has made and locked. Another process may take it for abandoned before it is locked, and remove it: then
+/// `make` gives None, and makes the next.
+pub fn at_work<T>(mut make: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    for _ in 0..4 {
+        if let Some(made) = make()? {
+            return Ok(made);
+        }
+    }
+    let source = std::io::Error::from(rustix::io::Errno::AGAIN);
+    Err(Error::io("a name for what is being written", source))
+}
+
 /// The end of a name that no other process, and no other moment, takes.
 pub fn fresh_ending() -> String {
     let nanos = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos());
     format!("{}-{nanos:x}", std::process::id())
+}
+
+/// Whether [`fresh_ending`] gives such ends.
+fn is_fresh_ending(end: &str) -> bool {
+    let plain =
+        |word: &str, digit: fn(&u8) -> bool| !word.is_empty() && word.bytes().all(|b| digit(&b));
+    end.split_once('-').is_some_and(|(process, nanos)| {
+        plain(process, u8::is_ascii_digit) && plain(nanos, u8::is_ascii_hexdigit)
+    })
 }
 
 /// The directory that holds `path`, and the name in it.
@@ -99,15 +117,16 @@ pub fn parent_of(path: &Path) -> Result<(Directory, OsString)> {
 }
 
 /// Removes folders and files of creators that were killed: nobody holds the lock on them.
-pub fn remove_abandoned(parent: &Directory, prefix: &OsStr) {
+pub fn remove_abandoned(parent: &Directory, prefix: &str) {
     if parent.is_shared_between_machines() {
         return;
     }
-    let (Ok(names), Some(prefix)) = (parent.list(), prefix.to_str()) else {
+    let Ok(names) = parent.list() else {
         return;
     };
     let held = |lock: Result<Lock>| lock.is_ok_and(|l| l == Lock::Held);
-    for name in names.iter().filter(|n| n.starts_with(prefix)) {
+    let ours = |name: &&String| name.strip_prefix(prefix).is_some_and(is_fresh_ending);
+    for name in names.iter().filter(ours) {
         if let Ok(folder) = parent.folder(name) {
             if held(folder.lock(LockMode::Exclusive)) {
                 let _ = parent.remove_folder(OsStr::new(name));

@@ -5,16 +5,18 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use crate::copy::{NewCopy, copy_part};
+use crate::documents::DocumentId;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::generation::Generation;
 use crate::manifest::{Current, Hash, Manifest, Part, role};
 use crate::routes::{
-    Codec, ColumnRange, Decoder, DecoderInput, Keeps, Matrix, RouteSegment, ScaleValues,
+    Codec, CodecName, ColumnRange, Decoder, DecoderInput, Keeps, Matrix, RouteSegment, ScaleValues,
 };
 use crate::spec::StoreSpec;
 use crate::staged::{Names, StagedRoutes};
 use crate::watch::{Progress, Unit, Watch};
+use crate::writer::check_row;
 
 /// Rows that are decoded and encoded at once.
 const BATCH: usize = 4096;
@@ -22,7 +24,7 @@ const BATCH: usize = 4096;
 /// What is to become of a store.
 #[derive(Debug, Clone, Copy)]
 pub struct Recoding<'r> {
-    pub codec: crate::CodecName,
+    pub codec: CodecName,
     /// For a codec that keeps codes, unless the source keeps codes of the same length: the new decoder, and the matrix
     /// P of shape [d, groups * K] with which a code is P (z - b).
     pub decoder: Option<(DecoderInput<'r>, &'r [f32])>,
@@ -109,11 +111,11 @@ pub fn recode(
     }
 
     if let Some(how) = &how {
-        let routes = StagedRoutes::new(None, decoder_hash, spec.codec.to_string());
+        let routes = StagedRoutes::new(&[], decoder_hash, spec.codec.to_string());
         let parts = encode(
             source,
             dir,
-            codec.as_ref(),
+            (codec.as_ref(), spec.codec),
             how,
             &mut names,
             routes,
@@ -135,23 +137,24 @@ pub fn recode(
 fn encode(
     source: &Generation,
     dir: &Directory,
-    codec: &dyn Codec,
+    to: (&dyn Codec, CodecName),
     how: &How<'_>,
     names: &mut Names,
     mut routes: StagedRoutes,
     progress: &Progress,
 ) -> Result<Vec<Part>> {
+    let (codec, _) = to;
     if let Some(levels) = codec.levels() {
         // Once over all rows, so that one set of scales serves them all where they are drawn alike.
         let mut range = ColumnRange::new(codec.columns());
-        each_batch(source, how, progress, &mut |_, rows| {
+        each_batch(source, to, how, progress, &mut |_, rows| {
             rows.chunks_exact(codec.columns().max(1))
                 .for_each(|row| range.extend(row));
             Ok(())
         })?;
         routes.use_scales(dir, names, &ScaleValues::fit(levels, &range))?;
     }
-    each_batch(source, how, progress, &mut |docnos, rows| {
+    each_batch(source, to, how, progress, &mut |docnos, rows| {
         routes.encode(dir, codec, names, docnos, rows)
     })?;
     routes.finish()
@@ -234,15 +237,17 @@ impl<'r> How<'r> {
 /// Takes docnos and their rows.
 type Each<'e> = dyn FnMut(&[u64], &[f32]) -> Result<()> + 'e;
 
-/// Calls `each` with the rows of living documents for the new codec, batch by batch.
+/// Calls `each` with the rows of living documents for the new codec, which can keep them, batch by batch.
 fn each_batch(
     source: &Generation,
+    (codec, name): (&dyn Codec, CodecName),
     how: &How<'_>,
     progress: &Progress,
     each: &mut Each<'_>,
 ) -> Result<()> {
     let width = source.codec.record_bytes() as u64;
     let mut docnos = Vec::with_capacity(BATCH);
+    let columns = codec.columns().max(1);
     let mut work = |docnos: &mut Vec<u64>| -> Result<()> {
         let rows = match how {
             How::Codes => source.rows(docnos)?,
@@ -254,6 +259,10 @@ fn each_batch(
                 codes
             }
         };
+        for (docno, row) in docnos.iter().zip(rows.chunks_exact(columns)) {
+            let id = source.id_of(*docno)?.unwrap_or(DocumentId::U64(*docno));
+            check_row(codec, name, &id, row)?;
+        }
         each(docnos, &rows)?;
         docnos.clear();
         Ok(())

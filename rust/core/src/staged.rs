@@ -1,7 +1,8 @@
 //! What a writer has taken since the last commit. It goes to disk as it comes, into parts that no manifest
 //! names yet, so that memory stays bounded however much one commit adds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use roaring::RoaringTreemap;
 
@@ -112,6 +113,8 @@ struct StagedIds {
 pub struct StagedRoutes {
     /// Scales and segments that are finished.
     parts: Vec<Part>,
+    /// The scales that there are, by their hashes: equal ones are one file.
+    known: HashSet<Hash>,
     /// The newest scales, of this commit or before, and the hash of the decoder.
     scales: Option<(Hash, ScaleValues)>,
     decoder: Option<Hash>,
@@ -125,7 +128,7 @@ impl Staged {
         generation: u64,
         first: u64,
         id_type: IdType,
-        scales: Option<(Hash, ScaleValues)>,
+        scales: &[(Hash, Arc<Scales>)],
         decoder: Option<Hash>,
         codec_name: String,
     ) -> Self {
@@ -157,12 +160,11 @@ impl Staged {
     /// For the generation that follows `base`.
     pub fn on(base: &Generation, generation: u64) -> Self {
         let manifest = base.manifest();
-        let newest = base.scales.last();
         Self::new(
             generation,
             manifest.next_docno,
             base.spec.id_type,
-            newest.map(|(hash, scales)| (*hash, scales.values().clone())),
+            &base.scales,
             manifest.of_role(role::DECODER).next().map(|p| p.blake3),
             base.spec.codec.to_string(),
         )
@@ -551,14 +553,12 @@ fn at_once(codec: &dyn Codec) -> usize {
 }
 
 impl StagedRoutes {
-    pub fn new(
-        scales: Option<(Hash, ScaleValues)>,
-        decoder: Option<Hash>,
-        codec_name: String,
-    ) -> Self {
+    pub fn new(scales: &[(Hash, Arc<Scales>)], decoder: Option<Hash>, codec_name: String) -> Self {
+        let newest = scales.last();
         Self {
             parts: Vec::new(),
-            scales,
+            known: scales.iter().map(|(hash, _)| *hash).collect(),
+            scales: newest.map(|(hash, scales)| (*hash, scales.values().clone())),
             decoder,
             codec_name,
             open: None,
@@ -656,7 +656,10 @@ impl StagedRoutes {
         let digest = Scales::write(dir, &name, values)?;
         let hash = Hash(digest.blake3);
         self.scales = Some((hash, values.clone()));
-        self.parts.push(Part::new(role::SCALES, name, digest));
+        match self.known.insert(hash) {
+            true => self.parts.push(Part::new(role::SCALES, name, digest)),
+            false => names.remove(dir, &name),
+        }
         Ok(())
     }
 

@@ -342,9 +342,10 @@ pub fn check_given<'g, 't>(
             let found = &tensor.shape;
             return Err(fail(format!("expected shape {shape:?}, got {found:?}")));
         }
-        let (bytes, found) = (slot.bytes(), tensor.data.len());
-        if bytes != Some(found) {
-            return Err(fail(format!("expected {bytes:?} bytes, got {found}")));
+        let found = tensor.data.len();
+        if slot.bytes() != Some(found) {
+            let expected = slot.bytes().unwrap_or(usize::MAX);
+            return Err(fail(format!("expected {expected} bytes, got {found}")));
         }
         if let Some(fault) = dtype.fault(tensor.data) {
             return Err(fail(format!("holds {fault}")));

@@ -3,7 +3,7 @@
 
 use crate::bm25::as_index_error;
 use crate::error::{Error, Result};
-use crate::files::Directory;
+use crate::files::{Directory, INDEX_FOLDER};
 use crate::generation::Generation;
 use crate::manifest::{Current, Hash, Manifest, Part, Pinned, role};
 use crate::watch::Progress;
@@ -86,7 +86,14 @@ pub fn verify(generation: &Generation, progress: &Progress) -> Result<VerifyRepo
     generation.dead.verify()?;
     check_documents(generation, manifest, progress)?;
     if let Some(index) = &generation.index {
-        index.get()?.verify(progress)?;
+        let index = index.get()?;
+        index.verify(progress)?;
+        for docno in index.docnos()? {
+            if generation.is_alive(docno) && generation.id_of(docno)?.is_none() {
+                let reason = format!("it finds docno {docno}, which has no id");
+                return Err(Error::corrupt_index(dir.path_of(INDEX_FOLDER), reason));
+            }
+        }
     }
     progress.end()?;
     Ok(report)

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,10 +16,10 @@ use crate::error::{Error, Result};
 use crate::experts::Experts;
 use crate::files::Directory;
 use crate::generation::{Generation, Index, index_files};
-use crate::lock::take_lock;
+use crate::lock::{WriterLock, take_lock};
 use crate::manifest::{Hash, Manifest, Part, Pinned, role};
 use crate::new_folder::NewFolder;
-use crate::routes::{Codec, Decoder, DecoderInput, Keeps, Router};
+use crate::routes::{Codec, CodecName, Decoder, DecoderInput, Keeps, Router};
 use crate::spec::StoreSpec;
 use crate::staged::Staged;
 use crate::store::Store;
@@ -64,7 +63,9 @@ pub(crate) struct Session {
     pub staged: Staged,
     /// Opened when the first document with words comes.
     pub index: Option<IndexWriter>,
-    _lock: File,
+    /// The generation that may have been put in force, while nobody knows whether it was.
+    pub in_doubt: Option<u64>,
+    _lock: WriterLock,
 }
 
 /// What the next generation builds on.
@@ -98,6 +99,7 @@ impl Writer {
         expert_dtype: Option<Dtype>,
     ) -> Result<Self> {
         spec.validate()?;
+        Manifest::expect_readable(&spec, &parent.path_of(name))?;
         if decoder.is_some() != (spec.codec.keeps() == Keeps::Code) {
             let (codec, needs) = (
                 spec.codec,
@@ -134,10 +136,11 @@ impl Writer {
                     folder: Box::new(folder),
                     parts,
                 },
-                staged: Staged::new(1, 0, spec.id_type, None, decoder_hash, codec_name),
+                staged: Staged::new(1, 0, spec.id_type, &[], decoder_hash, codec_name),
                 spec: Arc::new(spec),
                 codec,
                 index: None,
+                in_doubt: None,
                 _lock: lock,
             })),
         })
@@ -185,6 +188,7 @@ impl Writer {
                 staged: Staged::on(&base, next_generation(&dir)?),
                 base: Base::Existing(Box::new(base)),
                 index: None,
+                in_doubt: None,
                 dir,
                 _lock: lock,
             })),
@@ -303,7 +307,7 @@ impl Writer {
                 None => return Err(session.unknown(id)),
             };
         }
-        if session.has_index() {
+        if session.has_index() && !docnos.is_empty() {
             session.index()?;
         }
         let deleted = docnos.iter().try_for_each(|docno| {
@@ -374,16 +378,14 @@ impl Writer {
 
     /// Forgets everything staged, and the store itself if it was never committed.
     pub fn discard(&mut self) {
-        self.close("the writer was discarded");
+        self.close("the writer was discarded".into());
     }
 
-    fn close(&mut self, reason: &str) {
+    fn close(&mut self, reason: String) {
         let session =
             std::mem::replace(&mut self.session, Err(format!("{reason}: open a new one")));
         if let Ok(mut session) = session {
-            if let Some(index) = session.index.take() {
-                index.discard();
-            }
+            session.index = None; // its threads end before their files go
             session.staged.names.remove_all(&session.dir);
         }
     }
@@ -391,9 +393,16 @@ impl Writer {
     /// After a failure half way, what is staged is not what the caller thinks: nothing of it may be committed.
     fn or_poison<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(e) = &result {
-            self.close(&format!(
-                "the writer failed before ({e}) and nothing of what it staged was committed"
-            ));
+            let in_doubt = self.session.as_ref().ok().and_then(|s| s.in_doubt);
+            self.close(match in_doubt {
+                None => format!(
+                    "the writer failed before ({e}) and nothing of what it staged was committed"
+                ),
+                Some(generation) => format!(
+                    "the writer failed before ({e}), as it put generation {generation} in force: \
+                     open the store to see whether it is"
+                ),
+            });
         }
         result
     }
@@ -455,6 +464,13 @@ impl Session {
     }
 
     fn check_room(&self, n: usize) -> Result<()> {
+        // A segment of ids counts its rows in 32 bits, and the ids of one call go into one.
+        if u32::try_from(n).is_err() {
+            let most = u32::MAX;
+            return Err(Error::invalid(format!(
+                "{n} documents in one call: {most} are the most"
+            )));
+        }
         match self.staged.next.checked_add(n as u64) {
             Some(_) => Ok(()),
             None => Err(Error::invalid("the store has no docnos left")),
@@ -490,12 +506,7 @@ impl Session {
     }
 
     fn check_row(&self, id: &dyn Display, row: &[f32]) -> Result<()> {
-        self.codec.check(row).map_err(|reason| {
-            let codec = self.spec.codec;
-            Error::invalid(format!(
-                "route of document {id}, for codec {codec}: {reason}"
-            ))
-        })
+        check_row(self.codec.as_ref(), self.spec.codec, id, row)
     }
 
     /// The document with this id as it would be after a commit.
@@ -616,8 +627,10 @@ impl Session {
 
     /// After a commit: the generation that it made is the new base.
     fn go_on(&mut self) -> Result<()> {
+        self.in_doubt = None;
+        self.index = None; // what was opened on the generation before
         let base = Generation::open(&self.dir, Index::Leave)?;
-        self.staged = Staged::on(&base, base.number() + 1);
+        self.staged = Staged::on(&base, next_generation(&self.dir)?);
         self.base = Base::Existing(Box::new(base));
         let _ = collect::collect(&self.dir);
         Ok(())
@@ -633,6 +646,15 @@ impl Session {
             },
         }
     }
+}
+
+/// Whether a codec can keep a row; the error names the document.
+pub fn check_row(codec: &dyn Codec, name: CodecName, id: &dyn Display, row: &[f32]) -> Result<()> {
+    codec.check(row).map_err(|reason| {
+        Error::invalid(format!(
+            "route of document {id}, for codec {name}: {reason}"
+        ))
+    })
 }
 
 /// Title and text as the index takes them, if there is anything to index.

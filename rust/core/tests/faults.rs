@@ -217,7 +217,12 @@ fn fails(steps: &[Step], codec: &str, at: usize, fault: Fault) -> bool {
         }
         // Nothing that failed half way is committed after all.
         match session.writer.as_mut().map(|writer| writer.commit()) {
-            None | Some(Err(Error::StoreClosed { .. })) => {}
+            None => {}
+            Some(Err(Error::StoreClosed { reason, .. })) => {
+                let denied = reason.contains("nothing of what it staged was committed");
+                let happened = step.commits() && seen.switched;
+                assert!(!(denied && happened), "{about}: {reason}");
+            }
             Some(Ok(_)) if !step.commits() => {
                 session.committed = session.staged.clone();
             }

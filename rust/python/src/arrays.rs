@@ -9,7 +9,7 @@ use numpy::{
 };
 use polyprag_core::{Dtype, ExpertTensor, RouteArray, Tensor, TensorView};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyMapping};
+use pyo3::types::PyMapping;
 
 use crate::errors::invalid;
 
@@ -176,15 +176,13 @@ pub fn float32<'py>(
     Ok(ordered.cast::<PyArrayDyn<f32>>()?.readonly())
 }
 
-/// The array itself, or its copy in C order and of another dtype.
+/// The array itself, or its copy in C order, aligned and of another dtype.
 pub fn contiguous<'py>(
     array: &Bound<'py, PyUntypedArray>,
     dtype: impl IntoPyObject<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = array.py();
-    let options = PyDict::new(py);
-    options.set_item("order", "C")?;
-    options.set_item("dtype", dtype)?;
+    // In C order, aligned, and no subclass.
     py.import("numpy")?
-        .call_method("asarray", (array,), Some(&options))
+        .call_method1("require", (array, dtype, ["C", "A", "E"]))
 }

@@ -96,11 +96,10 @@ impl Writer {
         let asking = Asking::new(progress)?;
         let done = py.detach(|| {
             self.run(|core| {
-                *self.at_work() = Some(thread::current().id());
+                let _at_work = AtWork::begin(self);
                 core.watch(asking.clone());
                 let done = work(core);
                 core.watch(Arc::new(Unwatched));
-                *self.at_work() = None;
                 done
             })
         });
@@ -110,11 +109,31 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let state = mem::replace(state, State::Closed(DISCARDED));
         if std::process::id() != self.process {
             // Dropping it would discard what the parent is still writing.
-            let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-            mem::forget(mem::replace(state, State::Closed(FORKED)));
+            mem::forget(state);
+        } else if matches!(state, State::Open(_)) {
+            // Discarding waits for the threads that index. An interpreter that ends runs no other thread.
+            Python::try_attach(|py| py.detach(|| drop(state)));
         }
+    }
+}
+
+/// Notes the thread whose call is under way, until it is done, however it ends.
+struct AtWork<'w>(&'w Writer);
+
+impl<'w> AtWork<'w> {
+    fn begin(writer: &'w Writer) -> Self {
+        *writer.at_work() = Some(thread::current().id());
+        Self(writer)
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        *self.0.at_work() = None;
     }
 }
 

@@ -173,6 +173,11 @@ impl StoreDirectory {
         self.traffic.stopped.store(true, Ordering::Relaxed);
     }
 
+    /// Whether every write fails.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.traffic.stopped.load(Ordering::Relaxed)
+    }
+
     /// Bytes that were written so far.
     pub(super) fn written(&self) -> u64 {
         self.traffic.written.load(Ordering::Relaxed)
@@ -414,12 +419,14 @@ struct FileWriter {
 
 impl Write for FileWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let traffic = &self.directory.traffic;
-        if traffic.stopped.load(Ordering::Relaxed) {
+        if self.directory.is_stopped() {
             return Err(self.directory.fail(Error::Interrupted));
         }
         let length = data.len() as u64;
-        traffic.written.fetch_add(length, Ordering::Relaxed);
+        self.directory
+            .traffic
+            .written
+            .fetch_add(length, Ordering::Relaxed);
         match &mut self.part {
             Some((part, trailer)) => {
                 part.write(data)

@@ -30,6 +30,7 @@ use tantivy::indexer::{IndexWriterOptions, NoMergePolicy};
 use tantivy::schema::{
     FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions,
 };
+use tantivy::tokenizer::Tokenizer;
 use tantivy::{Index, IndexSettings, ReloadPolicy, TantivyDocument, TantivyError, Term};
 
 pub use self::analyser::{Analyser, AnalyserSpec, MAX_TERM_BYTES, UNICODE_V1};
@@ -102,6 +103,26 @@ fn schema(analyser: Analyser, filters: &[FilterField]) -> (Schema, Fields) {
     (builder.build(), fields)
 }
 
+/// The analyser as indexing uses it: when nothing more is written, there are no words to find either.
+#[derive(Clone)]
+struct Indexing {
+    analyser: Analyser,
+    directory: StoreDirectory,
+}
+
+impl Tokenizer for Indexing {
+    type TokenStream<'a> = <Analyser as Tokenizer>::TokenStream<'a>;
+
+    fn token_stream<'a>(&'a mut self, text: &'a str) -> Self::TokenStream<'a> {
+        let text = if self.directory.is_stopped() {
+            ""
+        } else {
+            text
+        };
+        self.analyser.token_stream(text)
+    }
+}
+
 /// Opens the index that `directory` shows, or makes a new one there.
 fn open_index(directory: &StoreDirectory, spec: &IndexSpec) -> Result<(Index, Fields, Analyser)> {
     let analyser = Analyser::new(&spec.analyser).map_err(|error| Error::UnsupportedFormat {
@@ -127,9 +148,13 @@ fn open_index(directory: &StoreDirectory, spec: &IndexSpec) -> Result<(Index, Fi
                 "its fields are not those of this analyser and these filters".to_owned(),
             ));
         }
+        let tokeniser = Indexing {
+            analyser,
+            directory: directory.clone(),
+        };
         index
             .tokenizers()
-            .register(analyser.tokenizer_name(), analyser);
+            .register(analyser.tokenizer_name(), tokeniser);
         Ok((index, fields, analyser))
     })
 }
@@ -292,6 +317,14 @@ impl IndexReader {
             progress.add(length)?;
         }
         Ok(())
+    }
+
+    /// The docnos that a search may find, dead ones of the store included.
+    pub fn docnos(&self) -> Result<Vec<u64>> {
+        guarded(&self.directory, || {
+            let each = self.segments.iter().map(query::Segment::living);
+            Ok(each.flatten().collect())
+        })
     }
 
     /// How many segments a search visits.
@@ -483,14 +516,12 @@ impl IndexWriter {
         })?;
         self.directory.publish(generation, &living)
     }
-
-    /// Forgets everything staged.
-    pub fn discard(self) {}
 }
 
 impl Drop for IndexWriter {
     fn drop(&mut self) {
-        // Its threads first: they write.
+        // Its threads first: they write. Documents that they have not come to are not worth the time any more.
+        self.directory.stop();
         let writer = self.writer.take();
         let _ = catch_unwind(AssertUnwindSafe(move || drop(writer)));
         self.directory.remove_unpublished();

@@ -60,6 +60,12 @@ impl Segment {
             reader: reader.clone(),
         })
     }
+
+    /// The docnos of what is not deleted in it.
+    pub(super) fn living(&self) -> Vec<u64> {
+        let living = self.reader.doc_ids_alive();
+        living.filter_map(|doc| self.docnos.first(doc)).collect()
+    }
 }
 
 /// A score that is never NaN: a sum of integers.

@@ -434,7 +434,7 @@ fn discarding_leaves_nothing() {
         .add(1, "", "dropped", FilterValues::default())
         .unwrap();
     writer.delete(0).unwrap();
-    writer.discard();
+    drop(writer);
     assert_eq!(
         fs::read_dir(dir.path().join("bm25")).unwrap().count(),
         files.len()
@@ -656,7 +656,7 @@ fn a_fresh_index_is_made_beside_the_old_one() {
     writer
         .add(5, "", "dropped", FilterValues::default())
         .unwrap();
-    writer.discard();
+    drop(writer);
     let left = fs::read_dir(dir.path().join("bm25")).unwrap().count();
     assert_eq!(left, one.len() - 1 + two.len());
 }
