@@ -496,9 +496,9 @@ _Answers: TypeAlias = "dict[int, dict[str, float]]"
 
 
 def differences(members: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Those of every report, between the rows of one system or those of the base model; then polyprag's own route
-    minus that of every other system, and minus its own in other codecs. A question that was asked under
-    several seeds is one question, with the mean of its values.
+    """Those of every report, between the rows of one system or those of the base model; then polyprag's own
+    route minus that of every other system, and minus its own in other codecs. A question that was asked
+    under several seeds is one question, with the mean of its values.
     """
     answers: dict[tuple[str, str, str], _Answers] = {}
     plain: dict[str, str] = {}  # the codec that a system keeps its routes in where nothing is asked
@@ -512,10 +512,10 @@ def differences(members: Sequence[dict[str, Any]]) -> Iterator[str]:
             right = answers.get((system, codec, b)) or answers.get(("base", "", b))
             yield from _difference(f"{system} {codec}: {a} minus {b}", answers.get((system, codec, a)), right)
     own = ("polyprag", plain.get("polyprag", ""), "own_route")
-    for system, codec, name in answers:
+    for (system, codec, name), other in answers.items():
         if name == own[2] and (system, codec) != own[:2] and (codec == plain[system] or system == own[0]):
             told = f"own_route: {' '.join(own[:2])} minus {system} {codec}"
-            yield from _difference(told, answers.get(own), answers[system, codec, name])
+            yield from _difference(told, answers.get(own), other)
 
 
 def _difference(told: str, left: _Answers | None, right: _Answers | None) -> Iterator[str]:

@@ -1119,7 +1119,7 @@ def test_a_spec_that_could_not_be_read_again_is_refused_at_once(path: Path) -> N
     for _ in range(125):
         nested = {"deeper": nested}
     for recipe in (nested, {"losses": [1] * 1_100_000}):
-        with pytest.raises(errors.InvalidInput, match="recursion|values"):
+        with pytest.raises(errors.InvalidInput, match=r"recursion|values"):
             Store.create(path, make_spec(recipe=recipe), make_experts())
     assert list(path.parent.iterdir()) == []
 
@@ -1127,7 +1127,11 @@ def test_a_spec_that_could_not_be_read_again_is_refused_at_once(path: Path) -> N
 def test_numbers_of_a_spec_come_back_as_they_were(path: Path) -> None:
     rng = np.random.default_rng(0)
     numbers = (rng.random(500) * 10.0 ** rng.integers(-20, 20, 500)).tolist()
-    recipe = {"numbers": numbers, "seeds": [2**64 - 1, -(2**63)], "text": 'a "quoted" \\ 123456789012345678901'}
+    recipe = {
+        "numbers": numbers,
+        "seeds": [2**64 - 1, -(2**63)],
+        "text": 'a "quoted" \\ 123456789012345678901',
+    }
     spec = make_spec(recipe=recipe, alpha=90.88184001853247)
     Store.create(path, spec, make_experts()).commit()
     with Store.open(path) as store:
