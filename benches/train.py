@@ -6,9 +6,9 @@
 Three ways to put documents into weights, each on the same base model, documents and samples, in fp32:
 
 - polyprag: shared latent experts and codes, batches of samples of like length, all epochs of the recipe: the
-  blocks below the experts are computed in the first one alone. Then one epoch with experts in every block,
-  as the others have them; not with --quick, also with the model compiled by torch, without the time that
-  this takes;
+  blocks below the experts are computed in the first one alone. The same with experts in the upper third.
+  Then one epoch with experts in every block, as the others have them; not with --quick, also with the
+  model compiled by torch, without the time that this takes;
 - PRAG with PEFT: one LoRA a document (r=2, AdamW, batches of one sample: arXiv 2501.15915, section 3.2), each
   made, trained and saved. Once with its samples as they are, and once padded to 3,000 tokens as its published
   code does (not with --quick; two steps are timed);
@@ -42,7 +42,8 @@ SAMPLES_A_DOCUMENT = 5
 BATCH = 8
 
 BARE = "base model alone"
-OURS, WHOLE, COMPILED = "polyprag", "polyprag, every block", "polyprag, compiled"
+OURS, THIRD = "polyprag", "polyprag, upper third"
+WHOLE, COMPILED = "polyprag, every block", "polyprag, compiled"
 PRAG, PADDED = "PRAG with PEFT", "PRAG with PEFT, padded to 3,000"
 POLY, POLY_UPPER = "PEFT Poly, every block", "PEFT Poly, upper half"
 
@@ -64,6 +65,10 @@ def main() -> None:
         BARE: (lambda: bare(base, ours), len(samples)),
         PRAG: (lambda: peft_prag(base, few), len(few)),
         OURS: (lambda: polyprag(base, samples, documents, epochs=epochs), len(samples) * epochs),
+        THIRD: (
+            lambda: polyprag(base, samples, documents, epochs=epochs, from_depth=2 / 3),
+            len(samples) * epochs,
+        ),
         POLY_UPPER: (lambda: peft_poly(base, ours, documents, 0.5), len(samples)),
         POLY: (lambda: peft_poly(base, ours, documents, 0.0), len(samples)),
         WHOLE: (lambda: polyprag(base, samples, documents, epochs=1, from_depth=0.0), len(samples)),
@@ -86,7 +91,7 @@ def main() -> None:
 def ratios_of(speeds: dict[str, list[float]]) -> dict[str, float]:
     """What some systems are over others: the median round's, and the least and greatest."""
     ratios = {}
-    for name in (OURS, WHOLE, COMPILED):
+    for name in (OURS, THIRD, WHOLE, COMPILED):
         for other in (BARE, PRAG, POLY_UPPER, POLY, PADDED):
             if name in speeds and other in speeds:
                 each = sorted(a / b for a, b in zip(speeds[name], speeds[other], strict=True))

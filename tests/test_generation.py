@@ -97,8 +97,7 @@ def test_a_shared_prefix_is_as_if_each_prompt_began_with_it(base: BaseModel, bat
     assert texts(base, PROMPTS, settings, prefix=PREFIX) == [by_hand(base, PREFIX + p) for p in PROMPTS]
 
 
-@pytest.mark.parametrize("prefix", ["", PREFIX])
-@pytest.mark.parametrize("batch_size", [3, 8])
+@pytest.mark.parametrize(("batch_size", "prefix"), [(3, PREFIX), (8, "")])
 def test_prompts_that_begin_alike_are_as_if_each_were_read_alone(
     base: BaseModel, batch_size: int, prefix: str
 ) -> None:
@@ -232,8 +231,7 @@ def test_rows_stop_one_by_one_and_keep_their_order(
         assert texts(base, list(answers), settings) == ["a", "two words", "the longest of all answers", ""]
 
 
-@pytest.mark.parametrize("with_routes", [False, True])
-@pytest.mark.parametrize("temperature", [None, 1.5])
+@pytest.mark.parametrize(("temperature", "with_routes"), [(None, False), (1.5, True)])
 def test_rows_that_have_ended_are_taken_out_and_the_others_go_on_unchanged(
     base: BaseModel, temperature: float | None, with_routes: bool
 ) -> None:

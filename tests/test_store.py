@@ -7,6 +7,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -1294,6 +1295,18 @@ def run_python(code: str, *arguments: str, ok: bool = True) -> str:
     )
     assert not ok or done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_folder_that_was_replaced_under_a_reader(store: Store, path: Path, tmp_path: Path) -> None:
+    store.snapshot(tmp_path / "new")
+    path.rename(tmp_path / "old")
+    (tmp_path / "new").rename(path)
+    store.refresh()
+    assert store.search("Tidal")[0].id == "d1", "a reader keeps the folder that it has open"
+    shutil.rmtree(tmp_path / "old")
+    with pytest.raises(errors.NotAStore, match="removed while it was open"):
+        store.refresh()
+    assert len(Store.open(path)) == 3
 
 
 def test_paths_that_are_no_store(tmp_path: Path, store: Store) -> None:

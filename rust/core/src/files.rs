@@ -385,6 +385,11 @@ impl Directory {
         }
     }
 
+    /// Whether it was removed since it was opened, whatever has its name now.
+    pub fn is_removed(&self) -> bool {
+        rustix::fs::fstat(self.fd.as_fd()).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
     /// A lock on the directory itself.
     pub fn lock(&self, mode: LockMode) -> Result<Lock> {
         lock(&self.fd, mode, &self.path)

@@ -54,7 +54,7 @@ pub use info::{PartInfo, StoreInfo};
 pub use manifest::FORMAT;
 pub use recode::Recoding;
 pub use routes::{CodecName, Decoder, DecoderInput, Keeps, Phi, route_weights};
-pub use spec::{ANALYSER, Combination, IdType, MAX_NAME, Mixing, Module, Rule, StoreSpec};
+pub use spec::{Combination, IdType, MAX_NAME, Mixing, Module, Rule, StoreSpec};
 pub use store::{Hit, Ids, Kind, RouteArray, Store};
 pub use tensors::{Tensor, TensorView};
 pub use verify::VerifyReport;

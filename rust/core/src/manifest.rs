@@ -279,11 +279,11 @@ impl Manifest {
         let bad = |what: &str, expected: &str, found: String| {
             Err(Error::corrupt(path, what, expected, found))
         };
-        if self.spec.analyser.name != crate::ANALYSER {
+        if self.spec.analyser.name != crate::bm25::UNICODE_V1 {
             return Err(Error::UnsupportedFormat {
                 file: path.to_owned(),
                 what: format!("the store has the analyser {:?}", self.spec.analyser.name),
-                known: crate::ANALYSER.into(),
+                known: crate::bm25::UNICODE_V1.into(),
             });
         }
         if let Err(e) = self.spec.validate() {
@@ -433,7 +433,11 @@ impl Current {
             Ok(bytes) => Self::parse(&bytes, &dir.path_of(CURRENT)),
             Err(e) if e.io_kind() == Some(ErrorKind::NotFound) => Err(Error::NotAStore {
                 path: dir.path().to_owned(),
-                reason: "it has no file CURRENT, so nothing was ever committed there".into(),
+                reason: match dir.is_removed() {
+                    true => "its folder was removed while it was open: open the store again",
+                    false => "it has no file CURRENT, so nothing was ever committed there",
+                }
+                .into(),
             }),
             Err(e) => Err(e),
         }

@@ -5,13 +5,12 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::bm25::{AnalyserSpec, FilterField, IndexSpec};
+use crate::bm25::{Analyser, AnalyserSpec, FilterField, IndexSpec};
 use crate::error::{Error, Result};
 use crate::routes::{Codec, CodecName, Phi};
 
 /// The longest name of a module and the longest id, in bytes.
 pub const MAX_NAME: usize = 512;
-pub const ANALYSER: &str = "unicode-v1";
 
 const MAX_EXPERTS: u32 = 65_535;
 const MAX_RANK: u32 = 65_535;
@@ -183,17 +182,7 @@ impl StoreSpec {
                 )
             })?;
         }
-        check(self.analyser.name == ANALYSER, &|| {
-            format!(
-                "analyser: this version knows {ANALYSER}, got {:?}",
-                self.analyser.name
-            )
-        })?;
-        if let Some(stemmer) = &self.analyser.stemmer {
-            check(stemmer == "english", &|| {
-                format!("stemmer: this version knows \"english\", got {stemmer:?}")
-            })?;
-        }
+        Analyser::new(&self.analyser)?;
         FilterField::validate_all(&self.filters)?;
         self.validate_modules()
     }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use polyprag_core::bm25::AnalyserSpec;
-use polyprag_core::{ANALYSER, CodecName, FilterField, FilterKind, IdType, Mixing, Phi, Rule};
+use polyprag_core::bm25::{AnalyserSpec, UNICODE_V1};
+use polyprag_core::{CodecName, FilterField, FilterKind, IdType, Mixing, Phi, Rule};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
 
@@ -266,7 +266,7 @@ impl StoreSpec {
             keep_text,
             keep_metadata,
             analyser: AnalyserSpec {
-                name: ANALYSER.to_owned(),
+                name: UNICODE_V1.to_owned(),
                 stemmer,
             },
             filters: filters.map_or(Ok(Vec::new()), filter_fields)?,

@@ -24,16 +24,12 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::{Error, Result};
 use crate::files::Mapped;
+use crate::frame::u64_at;
 use crate::watch::Progress;
 
 const BLOCK: usize = 1 << 16;
 /// The length of the content and the checksum of the trailer.
 const TAIL: usize = 16;
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    let raw = bytes.get(at..at.checked_add(8)?)?;
-    Some(u64::from_le_bytes(raw.try_into().ok()?))
-}
 
 /// Sums up a file while it is written.
 #[derive(Default)]

@@ -81,7 +81,7 @@ fn spec() -> Option<StoreSpec> {
         "experts": 2, "rank": 1, "alpha": 1.0, "codec": "f32", "phi": "sigmoid", "mixing": "exact",
         "combination": {"k": 1, "rule": "mean", "temperature": 1.0},
         "id_type": "u64", "keep_title": false, "keep_text": false, "keep_metadata": false,
-        "analyser": {"name": crate::ANALYSER, "stemmer": null},
+        "analyser": {"name": crate::bm25::UNICODE_V1, "stemmer": null},
     });
     serde_json::from_value(json).ok()
 }
