@@ -285,6 +285,16 @@ def test_pairs_on_disk_are_those_that_training_sees(
     found = augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=tmp_path / "a.jsonl")
     expected = [(p.question, p.answer) for a in found for p in a.pairs]
     assert read_pairs(tmp_path / "a.jsonl") == expected
+    other = augment(
+        LocalAugmenter(tiny_base), DOCUMENTS, replace(SETTINGS, pairs=1), path=tmp_path / "a.jsonl"
+    )
+    assert read_pairs(tmp_path / "a.jsonl") == [(p.question, p.answer) for a in other for p in a.pairs]
+    script.prompts.clear()
+    for _ in range(2):  # with the first settings again, from the same file
+        assert augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=tmp_path / "a.jsonl") == found
+        assert read_pairs(tmp_path / "a.jsonl") == expected
+    assert script.prompts == []
+    assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 3 * len(DOCUMENTS)
 
 
 @pytest.mark.parametrize(

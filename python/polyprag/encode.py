@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -20,16 +19,16 @@ from polyprag.augment import (
     Augmentation,
     Augmenter,
     AugmentSettings,
+    append_augmentations,
     augment,
     read_pairs,
-    write_augmentations,
 )
 from polyprag.augment.local import LocalAugmenter
 from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, CorruptStore, DuplicateId, InvalidInput
 from polyprag.features import document_features, features_in_file
 from polyprag.fields import read_fields
-from polyprag.jsonl import absent, append_lines, read_resumable
+from polyprag.jsonl import absent
 from polyprag.layers import ModuleShape
 from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
@@ -549,24 +548,10 @@ def _augment(
 ) -> list[Augmentation]:
     if written is not None:
         found = [*written.of(documents).augmentations]
-        _append_written(path, documents, found, written.by)  # for whoever asks what was trained
+        append_augmentations(path, documents, found, written.by)  # for whoever asks what was trained
         return found
     progress = _counted(reporter.augmenting, len(documents))
     return augment(augmenter, documents, recipe.augment, path=path, progress=progress)
-
-
-def _append_written(
-    path: Path, documents: Sequence[Document], augmentations: Sequence[Augmentation], by: str
-) -> None:
-    """Behind the lines that are there, which may have been paid for: the last one of a document counts."""
-    last = {row.get("id"): row for row in read_resumable(path)}
-    # What a line has in it is not known here: they are written as a file, and read from it.
-    with TemporaryDirectory(prefix="polyprag-pairs-") as folder:
-        given = Path(folder) / path.name
-        write_augmentations(given, documents, augmentations, by)
-        rows = read_resumable(given)
-    same = ("pairs", "rewrite", "content")
-    append_lines(path, [r for r in rows if any(last.get(r["id"], {}).get(name) != r[name] for name in same)])
 
 
 def _spec(

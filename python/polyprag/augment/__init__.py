@@ -8,12 +8,12 @@ from polyprag.augment.base import Augmentation, Augmenter, AugmentSettings, Pair
 from polyprag.augment.prompts import Prompts, prompts_as_toml, prompts_of, read_prompts
 from polyprag.augment.run import (
     Summary,
+    append_augmentations,
     augment,
     others_in,
     read_augmentations,
     read_pairs,
     summary,
-    write_augmentations,
 )
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Pair",
     "Prompts",
     "Summary",
+    "append_augmentations",
     "augment",
     "others_in",
     "prompts_as_toml",
@@ -31,5 +32,4 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "summary",
-    "write_augmentations",
 ]

@@ -18,7 +18,7 @@ from polyprag._polyprag import Document
 from polyprag.augment.base import Augmentation, Augmenter, AugmentSettings, Pair
 from polyprag.corpus import content_id
 from polyprag.errors import CorpusError
-from polyprag.jsonl import append_lines, read_resumable, write_jsonl
+from polyprag.jsonl import append_lines, read_resumable
 
 
 def augment(
@@ -43,9 +43,17 @@ def augment(
     """
     made, contents = _made(augmenter, settings), {d.id: _content(d) for d in documents}
     done: dict[str | int, Augmentation] = {}
+    overtaken: dict[str | int, dict[str, Any]] = {}
     for line in _lines(path) if path is not None else ():
-        if line.made == made and contents.get(line.augmentation.id) == line.content:
-            done[line.augmentation.id] = line.augmentation
+        id = line.augmentation.id
+        if line.made == made and contents.get(id) == line.content:
+            done[id] = line.augmentation
+            overtaken.pop(id, None)
+        elif id in done:
+            overtaken[id] = _row(done[id], augmenter.name, contents[id], made)
+    if path is not None:
+        # The last line of a document tells others what was trained, and another's must not.
+        _append(path, list(overtaken.values()))
     progress(len(done))
     todo = [d for d in documents if d.id not in done]
     if todo:
@@ -104,12 +112,16 @@ def read_augmentations(path: Path, documents: Sequence[Document]) -> tuple[list[
     return [last[d.id].augmentation for d in documents], ", ".join(by)
 
 
-def write_augmentations(
+def append_augmentations(
     path: Path, documents: Sequence[Document], augmentations: Sequence[Augmentation], by: str
 ) -> None:
-    """Write a whole augmentation file, atomically."""
-    pairs = zip(documents, augmentations, strict=True)
-    write_jsonl(path, (_row(augmentation, by, _content(document), "") for document, augmentation in pairs))
+    """Append to an augmentation file what it does not end with already: the last line of a document counts.
+
+    The lines that are there stay, since they may have been paid for. Raises CorpusError as the readers do.
+    """
+    last = {line.augmentation.id: (line.augmentation, line.content) for line in _lines(path)}
+    given = [(a, _content(d)) for d, a in zip(documents, augmentations, strict=True)]
+    _append(path, [_row(a, by, content, "") for a, content in given if last.get(a.id) != (a, content)])
 
 
 @dataclass(frozen=True)
