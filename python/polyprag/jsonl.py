@@ -297,6 +297,14 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSONL, one in memory at a time, and atomically (see :func:`open_atomic`)."""
+    """Write rows as JSONL, one in memory at a time, and atomically (see :func:`open_atomic`).
+
+    Compressed where the name ends in ``.gz``, as :func:`read_jsonl` expects.
+    """
+    lines = (_encode(row) + b"\n" for row in rows)
     with open_atomic(path) as stream:
-        stream.writelines(_encode(row) + b"\n" for row in rows)
+        if os.fspath(path).endswith(".gz"):
+            with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
+                packed.writelines(lines)
+        else:
+            stream.writelines(lines)
