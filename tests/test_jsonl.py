@@ -36,8 +36,6 @@ def test_what_is_written_is_read(
     assert read_resumable(path) == rows + rows
 
 
-@settings(max_examples=50)
-@given(rows=_ROWS.filter(bool), data=st.data())
 def test_rows_are_compressed_where_the_name_says_so(tmp_path: Path) -> None:
     rows = [{"n": n, "text": "Čapek " * n} for n in range(50)]
     path = tmp_path / "rows.jsonl.gz"
@@ -49,6 +47,8 @@ def test_rows_are_compressed_where_the_name_says_so(tmp_path: Path) -> None:
     assert path.read_bytes() == first, "no time is in it"
 
 
+@settings(max_examples=50)
+@given(rows=_ROWS.filter(bool), data=st.data())
 def test_a_torn_tail_costs_the_last_row_at_most(
     rows: list[dict[str, Any]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
