@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use common::*;
@@ -23,7 +23,7 @@ type Model = BTreeMap<String, Known>;
 enum Step {
     Add(Vec<(u8, bool)>, OnDuplicate),
     AddArrays(Vec<u8>, OnDuplicate),
-    Delete(u8),
+    Delete(Vec<u8>),
     Commit,
     Compact,
     Reindex,
@@ -42,12 +42,12 @@ fn policy() -> impl Strategy<Value = OnDuplicate> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let names = || prop::collection::vec(0u8..24, 1..6);
-    let pairs = prop::collection::vec((0u8..24, any::<bool>()), 1..6);
+    let names = || prop::collection::vec(0u8..24, 0..6);
+    let pairs = prop::collection::vec((0u8..24, any::<bool>()), 0..6);
     prop_oneof![
         4 => (pairs, policy()).prop_map(|(n, p)| Step::Add(n, p)),
         4 => (names(), policy()).prop_map(|(n, p)| Step::AddArrays(n, p)),
-        3 => (0u8..24).prop_map(Step::Delete),
+        3 => prop::collection::vec(0u8..24, 0..3).prop_map(Step::Delete),
         4 => Just(Step::Commit),
         2 => Just(Step::Compact),
         1 => Just(Step::Reindex),
@@ -160,11 +160,15 @@ impl Run {
                 }
                 all_fine
             }
-            Step::Delete(n) => {
-                let known = self.model.remove(&name(*n));
-                let got = self.writer.delete(&[name(*n).into()]);
-                match (known, got) {
-                    (Some(_), Ok(1)) | (None, Err(Error::UnknownId { .. })) => {}
+            Step::Delete(names) => {
+                let ids: Vec<DocumentId> = names.iter().map(|n| name(*n).into()).collect();
+                let distinct: BTreeSet<String> = names.iter().map(|n| name(*n)).collect();
+                let all_known = distinct.iter().all(|id| self.model.contains_key(id));
+                match (all_known, self.writer.delete(&ids)) {
+                    (true, Ok(n)) if n == distinct.len() => {
+                        self.model.retain(|id, _| !distinct.contains(id));
+                    }
+                    (false, Err(Error::UnknownId { .. })) => {}
                     other => panic!("{other:?}"),
                 }
                 true
