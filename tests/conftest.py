@@ -100,7 +100,7 @@ def make_model(family: str = "llama", *, seed: int = 0, std: float = 0.1, **chan
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": 1,
-        **_SIZES[family],
+        **_SIZES.get(family, {}),
         **changes,
     }
     with torch.random.fork_rng():

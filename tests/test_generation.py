@@ -33,6 +33,8 @@ ALIKE = [
     "The old house of Lindau has four rooms and no door.\nHow",
     "Ab",
 ]
+_GPT_NEO = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 16}
+_LFM2 = {"intermediate_size": 48, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
 SETTINGS = GenerationSettings(max_new_tokens=12, stop=(), batch_size=2)
 
 
@@ -121,6 +123,30 @@ def test_what_prompts_share_is_read_once(tiny_base: BaseModel) -> None:
     sentence = "Text: " + "the red mill of Ost was built by Jan Reuter, and " * 8
     one = [f"{sentence}it was {word}\nQuestion:" for word in ("old", "big", "wet", "red")]
     assert tokens_read(one) < 1.5 * tokens_read(one[:1])
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("mistral", {"sliding_window": 24}),
+        ("gpt_neo", _GPT_NEO),
+        ("lfm2", _LFM2),
+        ("mamba", {"state_size": 4, "intermediate_size": 64}),
+        ("rwkv", {"attention_hidden_size": 32, "intermediate_size": 48, "context_length": 512}),
+    ],
+)
+def test_models_that_keep_less_than_all_tokens_answer_as_alone(
+    build_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    family: str,
+    sizes: dict[str, Any],
+) -> None:
+    """Windows, states, and a state without a mask: with a prefix, in a batch, and with both."""
+    base = BaseModel(build_model(family, std=0.5, **sizes), tokenizer, family)
+    settings, prefix = replace(SETTINGS, max_new_tokens=6, batch_size=5), "Title: Tarn Mill.\n"
+    expected = [by_hand(base, prefix + p, 6) for p in PROMPTS]
+    assert texts(base, PROMPTS, settings, prefix=prefix) == expected
+    assert texts(base, [prefix + p for p in PROMPTS], settings) == expected
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=8), max_size=12))
@@ -438,6 +464,8 @@ def test_prompts_may_be_tokens(base: BaseModel) -> None:
     assert dict(generate(base, tokens, SETTINGS)) == dict(generate(base, PROMPTS, SETTINGS))
     with pytest.raises(InvalidInput, match="prompt 2 of 2 has no token"):
         dict(generate(base, [tokens[0], []], SETTINGS))
+    with pytest.raises(InvalidInput, match="prompt 2 of 2 has no token"):
+        texts(base, ["Who?", ""], SETTINGS, prefix=PREFIX)
 
 
 # Streams

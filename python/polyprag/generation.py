@@ -128,7 +128,8 @@ def generate(
     Args:
         routes: [len(prompts), groups, K], the route of each prompt, used through ``routed``; or one route
             of all prompts in merged form.
-        prefix: a text that all prompts begin with; it is read by the model once.
+        prefix: a text that all prompts begin with; a model that keeps keys and values of all tokens reads it
+            once.
         spent: is given, under each index, what its continuation took.
         on_text: is called with every piece of text as soon as it is sure to belong to the continuation. What
             it raises ends the generation.
@@ -147,7 +148,7 @@ def generate(
         raise InvalidInput("text cannot be had as it comes from beams or of several sequences")
     head = token_ids(base, prefix) if prefix else []
     rows = [token_ids(base, p, alone=not prefix) for p in prompts]
-    if empty := next((i + 1 for i, row in enumerate(rows) if not head and not row), None):
+    if empty := next((i + 1 for i, row in enumerate(rows) if not row), None):
         raise InvalidInput(f"prompt {empty} of {len(rows)} has no token")
     prefixes = Prefixes(base, head, rows, share=routes is None and not settings.compile)
     for numbers in prefixes.batches(settings.batch_size):

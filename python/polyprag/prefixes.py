@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
@@ -45,14 +45,17 @@ class Prefixes:
 
     prefix: tokens that stand before all rows. share: look for what some rows begin with, too.
     plain: the model keeps keys and values of every token and nothing else, so that rows can be read up to
-    any token, and be taken out.
+    any token, and be taken out. Of another model nothing is shared: a state cannot be cut, and in a window
+    the padding behind a prefix would take the place of tokens.
     """
 
     def __init__(self, base: BaseModel, prefix: Row, rows: Sequence[Row], *, share: bool) -> None:
-        self._base, self._prefix, self._rows = base, list(prefix), rows
+        self._base, self._rows = base, rows
         self._cache = DynamicCache(config=base.model.config)
-        self.plain = _keeps_all(base.model, self._cache)
-        if prefix:
+        self._heeds_mask = _takes_cache(base.model)
+        self.plain = self._heeds_mask and _keeps_all(base.model, self._cache)
+        self._prefix = list(prefix) if self.plain else []
+        if self._prefix:
             self._forward([self._prefix], [[1] * len(prefix)], self._cache)
         # A row of no token at all, which attends to nothing, need not come to numbers.
         readable = bool(prefix) or min(map(len, rows), default=0) > 1
@@ -68,8 +71,11 @@ class Prefixes:
             for _, members in sorted(self._groups, key=lambda group: -group[0])
             for i in sorted(members, key=lambda i: -len(self._rows[i]))
         ]
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
+        # A model that does not heed the mask can read no padding: the rows of a batch are of one length.
+        for _, alike in groupby(order, lambda i: 0 if self._heeds_mask else len(self._rows[i])):
+            some = list(alike)
+            for start in range(0, len(some), size):
+                yield some[start : start + size]
 
     @torch.no_grad()
     def read(self, numbers: Sequence[int]) -> Read:
@@ -87,7 +93,7 @@ class Prefixes:
         if width:
             cache = self._with_stems(ids, mask, lengths)
             cache.batch_select_indices(torch.tensor(own, device=self._base.device))
-        elif before or self.plain:
+        elif self.plain:
             cache = copy.deepcopy(self._cache)
             if before:
                 cache.batch_repeat_interleave(len(numbers))
@@ -122,11 +128,18 @@ class Prefixes:
         model(input_ids=given[0], attention_mask=given[1], use_cache=True, **{cache_argument(model): cache})
 
 
+def _takes_cache(model: Any) -> bool:
+    """Whether the model takes a cache of transformers' own; others, such as RWKV, keep a state instead that
+    no such cache holds, and read padding as if it were text.
+    """
+    return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)())
+
+
 def _keeps_all(model: Any, cache: DynamicCache) -> bool:
-    """Whether the model keeps the keys and values of every token in the cache, and nothing anywhere else."""
-    # Transformers' own word for models such as RWKV, which keep a state that no cache of theirs holds.
-    takes_it = getattr(model, "_supports_default_dynamic_cache", lambda: True)()
-    return takes_it and bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    """Whether the cache keeps the keys and values of every token, nothing else, and all of them are read."""
+    # GPT-Neo's windows are in its attention alone: its caches do not tell of them.
+    windows = getattr(model.config.get_text_config(), "attention_types", None)
+    return not windows and bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def groups_of(rows: Sequence[Row]) -> list[tuple[int, list[int]]]:
