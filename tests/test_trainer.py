@@ -26,6 +26,7 @@ from polyprag.models import BaseModel
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
 from polyprag.trainer import Encoding, Progress, TrainSettings, train
+from polyprag.world import World
 
 FACTS = ["amber", "birch", "coral", "denim"]
 SMALL = TrainSettings(
@@ -310,6 +311,31 @@ def test_a_real_interrupt_and_a_real_kill_cost_no_bit(tiny_base: BaseModel, tmp_
             assert same(resumed, whole)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_an_interrupt_of_one_process_waits_until_all_have_heard_of_it(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that comes, or is raised, while progress is reported: the others wait for this process."""
+    told: list[int] = []
+    asked: list[bool] = []
+
+    def any_process(world: World, here: bool) -> bool:
+        asked.append(here)
+        return here
+
+    def progress(p: Progress) -> None:
+        if p.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        told.append(p.step)
+        stop_after(4)(p)
+
+    monkeypatch.setattr(World, "any", any_process)
+    for step in (3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_base, facts(tiny_base), 4, SMALL, checkpoint=tmp_path / "c.pt", progress=progress)
+        assert told[-1] == step
+        assert asked.pop(), "the last that was said before it was raised"
 
 
 def test_an_interrupt_within_a_step_waits_for_its_end(

@@ -312,7 +312,7 @@ class _Batch:
 
     def _options(self, read: Read) -> dict[str, Any]:
         s = self.settings
-        config = _Config(
+        config = _Config(  # type: ignore[no-untyped-call]
             num_beams=s.beams,
             num_return_sequences=s.sequences // self.copies,
             pad_token_id=self.base.tokenizer.pad_token_id,
@@ -360,7 +360,7 @@ class _Batch:
         return any(s in text for s in self.settings.stop)
 
 
-class _Config(GenerationConfig):  # type: ignore[misc]
+class _Config(GenerationConfig):
     """What ``generate`` is told, and nothing of what the model's own settings say.
 
     They are meant for chats, or left over from training: a penalty of repetition (Qwen2.5: 1.1) would punish
@@ -372,7 +372,9 @@ class _Config(GenerationConfig):  # type: ignore[misc]
     ) -> dict[str, Any]:
         if allow_custom_entries:  # how ``generate`` fills in the model's own
             return {}
-        unused: dict[str, Any] = super().update(defaults_only, allow_custom_entries, **values)
+        unused: dict[str, Any] = super().update(  # type: ignore[no-untyped-call]
+            defaults_only, allow_custom_entries, **values
+        )
         return unused
 
 

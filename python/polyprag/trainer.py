@@ -222,27 +222,25 @@ class _Run:
             self.rows.reset()
         saved = time.monotonic()
         asked: list[int] = []
-        try:
+        # A process that left the loop by itself would leave the others waiting for it in a sum.
+        with _interrupts(asked):
             while self.step < self.steps:
-                with _interrupts(asked):
-                    done = self.advance()
-                    # All processes stop, or save, after the same step.
-                    stop = self.world.any(bool(asked))
-                if stop:
-                    raise KeyboardInterrupt
-                progress(done)
+                done = self.advance()
+                try:
+                    progress(done)
+                except KeyboardInterrupt:
+                    asked.append(signal.SIGINT)
+                # All processes stop, or save, after the same step.
+                if self.world.any(bool(asked)):
+                    break
                 late = time.monotonic() - saved > self.settings.checkpoint_seconds
                 if self.checkpoint is not None and self.world.any(late or self.rows.full):
                     self.save(self.checkpoint)
                     saved = time.monotonic()
-            if self.world.any(bool(asked)):  # it came after the last step had asked
-                raise KeyboardInterrupt
-        except KeyboardInterrupt:
             if self.checkpoint is not None:
                 self.save(self.checkpoint)
-            raise
-        if self.checkpoint is not None:
-            self.save(self.checkpoint)
+            if self.world.any(bool(asked)):
+                raise KeyboardInterrupt
 
     def advance(self) -> Progress:
         """One optimiser step."""
