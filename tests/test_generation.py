@@ -527,6 +527,17 @@ def test_a_stream_gives_no_part_of_a_character(
     assert pieces_of(base, ["Q"], GenerationSettings(5)) == [["é", " ", "\N{REPLACEMENT CHARACTER}"]]
 
 
+def test_a_stream_gives_every_character_of_a_tokenizer_that_tidies_blanks(
+    scripted: Callable[..., BaseModel], tiny_base: BaseModel
+) -> None:
+    tidy = copy.deepcopy(tiny_base.tokenizer)
+    tidy.clean_up_tokenization_spaces = True
+    base = scripted({"Q": "He did n't , and so"}, replace(tiny_base, tokenizer=tidy))
+    whole = texts(base, ["Q"], GenerationSettings(40))
+    assert ["".join(pieces) for pieces in pieces_of(base, ["Q"], GenerationSettings(40))] == whole
+    assert whole == ["He did n't , and so"]
+
+
 def test_closing_a_stream_ends_its_generation(base: BaseModel) -> None:
     steps = []
     base.model.register_forward_hook(lambda *_: steps.append(1))

@@ -46,6 +46,9 @@ Prompt: TypeAlias = str | Sequence[int]
 OnText: TypeAlias = Callable[[int, str], None]
 
 
+#: How tokens become a text. Some tokenizers would take a blank out once a comma follows: it may be sent by then.
+DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+
 COMPILER = "inductor"
 _CACHE_STEP = 64  # tokens, by which caches of fixed length differ: each length is compiled for
 
@@ -271,8 +274,7 @@ class _Batch:
             for row, more in zip(going, output[:, ids.shape[1] :].tolist(), strict=True):
                 self.new[row] += more
         texts = [
-            _cut(text, self.settings.stop)
-            for text in self.base.tokenizer.batch_decode(self.new, skip_special_tokens=True)
+            _cut(text, self.settings.stop) for text in self.base.tokenizer.batch_decode(self.new, **DECODING)
         ]
         self.watch.finish(texts)
         self.ended = time.perf_counter()
@@ -356,7 +358,7 @@ class _Batch:
     def _has_ended(self, new: list[int]) -> bool:
         if len(new) < self.settings.max_new_tokens or not self.watch.ends.isdisjoint(new):
             return True
-        text = str(self.base.tokenizer.decode(new, skip_special_tokens=True)).lstrip()
+        text = str(self.base.tokenizer.decode(new, **DECODING)).lstrip()
         return any(s in text for s in self.settings.stop)
 
 
@@ -420,7 +422,7 @@ class _Watch(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ARG002 - as called
         if self.batch.settings.beams > 1:  # which change places: a row is not what it was
             decode = self.batch.base.tokenizer.batch_decode
-            texts = decode(input_ids[:, self._width :], skip_special_tokens=True)
+            texts = decode(input_ids[:, self._width :], **DECODING)
             done = [any(s in text.lstrip() for s in self.batch.settings.stop) for text in texts]
         else:
             for reader, token in zip(self._going, input_ids[:, -1].tolist(), strict=True):
@@ -493,8 +495,8 @@ class _Reader:
 
         With the tokens before it, since some tokenizers drop a blank at the beginning of a text.
         """
-        before = self._tokenizer.decode(self._ids[self._begin : self._read], skip_special_tokens=True)
-        after = str(self._tokenizer.decode(self._ids[self._begin :], skip_special_tokens=True))
+        before = self._tokenizer.decode(self._ids[self._begin : self._read], **DECODING)
+        after = str(self._tokenizer.decode(self._ids[self._begin :], **DECODING))
         if after.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
         self._begin, self._read = self._read, len(self._ids)

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from polyprag.errors import InvalidInput
+from polyprag.generation import DECODING
 from polyprag.layers import RoutedModel
 from polyprag.models import BaseModel, end_tokens
 from polyprag.prefixes import cache_argument
@@ -71,7 +72,7 @@ class Row:
             self.finish = "stop"
         elif len(self.new) >= self.limit:
             self.finish = "length"
-        body = tokenizer.decode(self.new, skip_special_tokens=True).lstrip()
+        body = tokenizer.decode(self.new, **DECODING).lstrip()
         found = [at for stop in self.stop if (at := body.find(stop)) >= 0]
         if found:
             self.finish = "stop"
