@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -184,6 +184,22 @@ def test_numbers_that_are_none_end_their_row_alone(bases: Bases) -> None:
     assert rows[0].new == rows[2].new == alone.new
 
 
+def test_a_row_that_cannot_choose_ends_alone(bases: Bases) -> None:
+    base, routed = bases()
+    good, bad = questions(2, routed)
+
+    class Broken(Row):
+        def choose(self, logits: torch.Tensor) -> int:
+            raise RuntimeError("no such number")
+
+    rows = [Row(**good), Broken(**bad, sampling=Sampling(1.0))]
+    batch = Batch(base, routed)
+    batch.join(rows)
+    assert batch.leave() == [rows[1]]
+    assert rows[1].finish == "error"
+    assert len(rows[0].new) == 1
+
+
 # --- how a token is chosen ----------------------------------------------------------------------------------
 
 
@@ -203,6 +219,17 @@ def test_tokens_are_drawn_as_temperature_and_top_p_say() -> None:
         found = torch.bincount(draws, minlength=5).double() / 1500
         assert (found[~kept] == 0).all()
         assert ((found - p).abs() <= 5 * (p * (1 - p) / 1500).sqrt() + 1e-12).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-39, 5e-324])
+def test_a_temperature_next_to_none_takes_the_likeliest(bases: Bases, temperature: float) -> None:
+    logits = torch.tensor([-200.0, 1.0, 150.0, 149.0])
+    assert row(sampling=Sampling(temperature)).choose(logits) == 2
+    base, _ = bases()
+    greedy = GenerationSettings(8, ())
+    asked = ["Where is Ost?", "Who?"]
+    cold = dict(generate(base, asked, replace(greedy, temperature=temperature)))
+    assert cold == dict(generate(base, asked, greedy))
 
 
 def test_rounding_does_not_decide_between_tokens_that_are_as_likely() -> None:

@@ -46,10 +46,12 @@ Prompt: TypeAlias = str | Sequence[int]
 OnText: TypeAlias = Callable[[int, str], None]
 
 
-#: How tokens become a text. Some tokenizers would take a blank out once a comma follows: it may be sent by then.
+#: How tokens become a text.
+#: Some tokenizers would take out a blank once a comma follows: it may be sent by then.
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 COMPILER = "inductor"
+COLDEST = 1e-30  # the lowest temperature that is divided by: below, float32 has no numbers for what comes
 _CACHE_STEP = 64  # tokens, by which caches of fixed length differ: each length is compiled for
 
 
@@ -523,7 +525,7 @@ class _Sampler(LogitsProcessor):
     """
 
     def __init__(self, settings: GenerationSettings, names: Sequence[str], device: torch.device) -> None:
-        self._cuts = LogitsProcessorList([TemperatureLogitsWarper(float(settings.temperature or 1))])
+        self._cuts = LogitsProcessorList([TemperatureLogitsWarper(max(settings.temperature or 1.0, COLDEST))])
         if settings.top_k:
             self._cuts.append(TopKLogitsWarper(settings.top_k))
         if settings.top_p < 1:
@@ -536,7 +538,9 @@ class _Sampler(LogitsProcessor):
         self._draws = [self._draws[place] for place in places]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = self._cuts(input_ids, scores.float())  # type: ignore[arg-type]
+        scores = scores.float()
+        # The greatest is 0 at any temperature, and the others are below it, be it without end.
+        scores = self._cuts(input_ids, scores - scores.amax(-1, keepdim=True))  # type: ignore[arg-type]
         noise = [
             torch.empty_like(row).exponential_(generator=g)
             for row, g in zip(scores, self._draws, strict=True)

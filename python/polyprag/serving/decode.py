@@ -7,6 +7,7 @@ padding is masked, its positions count its own tokens, and the routed layers gat
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from polyprag.errors import InvalidInput
-from polyprag.generation import DECODING
+from polyprag.generation import COLDEST, DECODING
 from polyprag.layers import RoutedModel
 from polyprag.models import BaseModel, end_tokens
 from polyprag.prefixes import cache_argument
+
+_log = logging.getLogger(__name__)
 
 Finish = Literal["stop", "length", "error"]
 
@@ -89,7 +92,8 @@ class Row:
         """
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.sampling.seed)
-        p = torch.softmax(logits.float().cpu() / self.sampling.temperature, dim=-1)
+        z = logits.float().cpu()
+        p = torch.softmax((z - z.max()) / max(self.sampling.temperature, COLDEST), dim=-1)
         if self.sampling.top_p < 1:
             falling, order = p.sort(descending=True)
             # The likeliest tokens that together have top_p, the one that reaches it included.
@@ -216,7 +220,13 @@ class Batch:
             if not fine:
                 row.finish = "error"  # fp16 that overflowed, say: there is no token to take
             elif row.sampling.temperature > 0:
-                row.take(row.choose(logits[i]), self.base.tokenizer, self._ends)
+                try:
+                    chosen = row.choose(logits[i])
+                except Exception:  # noqa: BLE001 - whatever it is, it is this row's
+                    _log.exception("no token could be drawn")
+                    row.finish = "error"  # the others of the batch have theirs
+                else:
+                    row.take(chosen, self.base.tokenizer, self._ends)
             else:
                 row.take(token, self.base.tokenizer, self._ends)
 
