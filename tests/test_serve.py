@@ -16,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
+import torch
 import uvicorn
 
 import polyprag
@@ -33,6 +35,8 @@ from polyprag.errors import InvalidInput
 from polyprag.models import BaseModel
 from polyprag.serving import ServeSettings, api_key, create_app
 from polyprag.serving.decode import Batch
+from polyprag.serving.scheduler import Place, Scheduler, Stopped
+from routed import attach
 
 NAMES = ["amber", "birch", "coral", "denim", "ebony", "fjord", "grove", "haven"]
 DOCUMENTS = [Document(f"d{i}", f"The {n} mill stands in Ost.", f"Mill {n}") for i, n in enumerate(NAMES)]
@@ -469,6 +473,7 @@ def test_a_full_queue_says_when_to_come_again(path: Path, held: threading.Event,
         held.set()
         answers = [future.result().choices[0].message.content for future in first + then]
         assert answers == [alone.ask(question).text for question in QUESTIONS[:5]]
+        assert value(served.send("GET", "/metrics")[2], "polyprag_given_up_total") == 0
 
 
 def test_who_hangs_up_gives_the_place_away(path: Path, held: threading.Event, alone: Engine) -> None:
@@ -532,9 +537,15 @@ def test_a_model_that_fails_is_no_end(path: Path, monkeypatch: pytest.MonkeyPatc
             raise RuntimeError("out of memory")
         return forward(batch, *arguments)
 
+    def refuse() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
     with serving(path) as served:
         client = served.client()
         monkeypatch.setattr(Batch, "_forward", failing)
+        # An error of the device that lasts.
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
         with pytest.raises(openai.InternalServerError) as error:
             ask(client, QUESTIONS[0])
         assert error.value.code == "model_error"
@@ -543,6 +554,40 @@ def test_a_model_that_fails_is_no_end(path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(openai.APIError, match="failed"):
             streamed(client, QUESTIONS[0])
         assert ask(client, QUESTIONS[0]).choices[0].message.content == alone.ask(QUESTIONS[0]).text
+
+
+def test_a_scheduler_whose_thread_has_ended_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scheduler, "_work", lambda scheduler: None)
+    scheduler = make_scheduler()
+    scheduler._thread.join()
+    with pytest.raises(Stopped):
+        scheduler.submit([])
+
+
+def test_closing_drops_rows_that_are_joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, join = make_scheduler(), Batch.join
+    closing = threading.Thread(target=scheduler.close, kwargs={"finish": False})
+
+    def closed_meanwhile(batch: Batch, rows: Any) -> None:
+        closing.start()
+        while not scheduler._stopping:
+            time.sleep(0.01)
+        join(batch, rows)
+
+    monkeypatch.setattr(Batch, "join", closed_meanwhile)
+    row = Place(ids=[5, 6, 7], route=None, limit=400, tell=lambda row, text, finish: None)
+    scheduler.submit([row])
+    scheduler._thread.join()
+    closing.join()
+    assert len(row.new) == 1
+
+
+def make_scheduler() -> Scheduler:
+    base = BaseModel(make_model(), make_tokenizer(), "tiny")
+    meter: Any = SimpleNamespace(admitted=lambda waited: None, stepped=lambda rows, seconds: None)
+    return Scheduler(
+        base, attach(base.model), max_batch=1, max_waiting=1, max_cached_tokens=9_999, meter=meter
+    )
 
 
 # --- a store that moves on ----------------------------------------------------------------------------------

@@ -295,7 +295,7 @@ class _Answer:
                 loop.call_soon_threadsafe(self._said.put_nowait, (row, text, finish))
 
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
-        self.rows = [
+        rows = [
             Place(
                 ids=ids,
                 route=found.route,
@@ -309,7 +309,7 @@ class _Answer:
         if service.scheduler is None:
             raise ApiError(503, "the server has not started", code="unavailable")
         try:
-            service.scheduler.submit(self.rows)
+            service.scheduler.submit(rows)
         except Full as full:
             raise ApiError(
                 429,
@@ -319,6 +319,7 @@ class _Answer:
             ) from full
         except Stopped as stopped:
             raise ApiError(503, "the server is stopping", code="unavailable") from stopped
+        self.rows = rows  # which have places now, that can be given up
         service.meters.tokens.labels("prompt").inc(len(ids))
 
     def _choices(self) -> int:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -78,6 +79,7 @@ class Scheduler:
         self._max_cached = max_cached_tokens
         self._meter = meter
         self._waiting: deque[Place] = deque()
+        self._joining: list[Place] = []  # no longer waiting, and not yet in the batch
         self._cancelled: set[Place] = set()
         self._change = threading.Condition()
         self._stopping = False
@@ -98,9 +100,12 @@ class Scheduler:
         return self._thread.is_alive()
 
     def submit(self, rows: Sequence[Place]) -> None:
-        """Queue the rows of a request, all or none. Raises Full, or Stopped after :meth:`close`."""
+        """Queue the rows of a request, all or none.
+
+        Raises Full, or Stopped: after :meth:`close`, or where the thread that decodes has ended.
+        """
         with self._change:
-            if self._stopping:
+            if self._stopping or not self.alive:
                 raise Stopped
             # An empty queue takes any request, however many rows it has.
             if self._waiting and len(self._waiting) + len(rows) > self._max_waiting:
@@ -126,7 +131,7 @@ class Scheduler:
         with self._change:
             self._stopping = True
             if not finish:
-                self._cancelled.update(self._waiting, self._rows())
+                self._cancelled.update(self._waiting, self._joining, self._rows())
                 self._waiting.clear()
             self._change.notify()
         self._thread.join()
@@ -157,8 +162,8 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Let rows join that wait, as many as there is room for."""
-        joining: list[Place] = []
         with self._change:
+            self._joining = joining = []
             while self._waiting and self._fits(self._waiting[0], joining):
                 joining.append(self._waiting.popleft())
         if not joining:
@@ -200,8 +205,9 @@ class Scheduler:
 
     def _fail(self, rows: Sequence[Place], what: str) -> None:
         _log.exception(what)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         for row in rows:
             row.finish = "error"
             row.tell(row, "", "error")
+        if torch.cuda.is_available():
+            with suppress(RuntimeError):  # an error of the device that lasts comes again here
+                torch.cuda.empty_cache()
