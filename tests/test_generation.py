@@ -319,6 +319,22 @@ def test_an_end_that_the_tokenizer_alone_knows_ends_a_text(tiny_base: BaseModel)
         assert (spent[0].ended, spent[0].new_tokens) == (True, 1)
 
 
+def test_what_a_table_of_positions_cannot_hold_is_refused(
+    build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    settings = GenerationSettings(8, ())
+    for family in ("gpt2", "llama"):
+        base = BaseModel(build_model(family, max_position_embeddings=64), tokenizer, family)
+        assert len(texts(base, ["Q", "x" * 57], settings)) == 2
+        if family == "llama":  # whose positions go on
+            texts(base, ["x" * 58], settings)
+            continue
+        with pytest.raises(InvalidInput, match="positions for 64 tokens, not for the 65 of prompt 2 of 2"):
+            texts(base, ["Q", "x" * 58], settings)
+        with pytest.raises(InvalidInput, match="positions for 64"):
+            texts(base, ["x" * 28], settings, prefix="x" * 30)
+
+
 def test_sampling_is_drawn_from_its_seed(base: BaseModel) -> None:
     def sample(seed: int, temperature: float = 2.0) -> list[str]:
         settings = GenerationSettings(12, (), temperature=temperature, top_p=1.0, seed=seed, batch_size=2)

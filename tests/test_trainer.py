@@ -235,6 +235,15 @@ def test_training_leaves_the_callers_random_numbers_alone(tiny_base: BaseModel) 
     assert torch.equal(torch.rand(2), expected)
 
 
+def test_a_sample_that_is_longer_than_the_positions_is_refused_by_its_document(
+    build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base = BaseModel(build_model("gpt2", max_position_embeddings=16), tokenizer, "tiny")
+    samples = [Sample(0, (5,) * 16, 0), Sample(1, (5,) * 17, 0)]
+    with pytest.raises(InvalidInput, match="not for the 17 of a sample of document 1: lower passage_tokens"):
+        train(base, samples, 2, SMALL)
+
+
 # Stopping and going on
 
 

@@ -37,7 +37,7 @@ from transformers import (
 
 from polyprag.errors import InvalidInput
 from polyprag.layers import Merged, RoutedModel
-from polyprag.models import BaseModel, end_tokens
+from polyprag.models import BaseModel, check_length, end_tokens
 from polyprag.prefixes import Prefixes, Read, cache_argument
 
 #: A text, or its tokens as they are (see :func:`polyprag.models.chat_prompt`).
@@ -140,8 +140,8 @@ def generate(
             it raises ends the generation.
 
     Raises:
-        InvalidInput: routes that do not fit the prompts; an empty prompt; pieces of text of several
-            sequences or beams.
+        InvalidInput: routes that do not fit the prompts; an empty prompt, or one too long for the model's
+            positions; pieces of text of several sequences or beams.
     """
     if routes is not None and routed is None:
         raise InvalidInput("routes need the routed model that uses them")
@@ -155,6 +155,11 @@ def generate(
     rows = [token_ids(base, p, alone=not prefix) for p in prompts]
     if empty := next((i + 1 for i, row in enumerate(rows) if not row), None):
         raise InvalidInput(f"prompt {empty} of {len(rows)} has no token")
+    if rows:
+        longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+        # The last new token is not read.
+        tokens = len(head) + len(rows[longest]) + settings.max_new_tokens - 1
+        check_length(base, tokens, f"prompt {longest + 1} of {len(rows)} with max_new_tokens: lower either")
     prefixes = Prefixes(base, head, rows, share=routes is None and not settings.compile)
     for numbers in prefixes.batches(settings.batch_size):
         own = routes[numbers].to(base.device) if isinstance(routes, Tensor) else routes

@@ -31,7 +31,7 @@ from polyprag.batches import Order, collate, learnt
 from polyprag.errors import CheckpointMismatch, InvalidInput
 from polyprag.jsonl import sync_folder
 from polyprag.loss import CausalLoss
-from polyprag.models import BaseModel, fingerprint
+from polyprag.models import BaseModel, check_length, fingerprint
 from polyprag.parametrisation import Finish, attach
 from polyprag.rows import BETAS, EPSILON, FileRows, MemoryRows, Rows, record
 from polyprag.samples import Sample
@@ -77,7 +77,7 @@ def train(
         raise InvalidInput("a router needs the features of every document: give text_features of their texts")
     if settings.taught and (loras is None or len(loras) != documents):
         raise InvalidInput("mse_weight and kl_weight need a trained LoRA of every document: see train_loras")
-    _check_samples(samples, documents)
+    _check_samples(base, samples, documents)
     run = _Run(base, samples, documents, settings, frozen, features, loras, checkpoint)
     try:
         run.finish(progress)
@@ -100,7 +100,7 @@ def train_loras(
     """
     if settings.routing != "lora":
         raise InvalidInput(f"routing is 'lora' for one LoRA a document, not {settings.routing!r}")
-    _check_samples(samples, documents)
+    _check_samples(base, samples, documents)
     run = _Run(base, samples, documents, settings, None, None, None, checkpoint)
     try:
         run.finish(progress)
@@ -109,7 +109,7 @@ def train_loras(
         run.close()
 
 
-def _check_samples(samples: Sequence[Sample], documents: int) -> None:
+def _check_samples(base: BaseModel, samples: Sequence[Sample], documents: int) -> None:
     if not samples:
         raise InvalidInput("no samples to train on")
     for sample in samples:
@@ -117,6 +117,9 @@ def _check_samples(samples: Sequence[Sample], documents: int) -> None:
             raise InvalidInput(f"a sample speaks of document {sample.document}, but there are {documents}")
         if len(sample.ids) <= max(sample.loss_from, 1):
             raise InvalidInput(f"a sample of document {sample.document} has no token to learn: {sample}")
+    longest = max(samples, key=lambda sample: len(sample.ids))
+    what = f"a sample of document {longest.document}: lower passage_tokens, or give shorter pairs"
+    check_length(base, len(longest.ids), what)
 
 
 def forget(checkpoint: Path) -> None:

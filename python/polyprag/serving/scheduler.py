@@ -163,7 +163,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Let rows join that wait, as many as there is room for."""
         with self._change:
-            self._joining = joining = []
+            joining: list[Place] = []
+            self._joining = joining
             while self._waiting and self._fits(self._waiting[0], joining):
                 joining.append(self._waiting.popleft())
         if not joining:
