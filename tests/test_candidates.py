@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprag.candidates import candidate_answers
+from polyprag.candidates import candidate_answers, opener
 from polyprag.text import normalise
 
 
@@ -77,6 +77,12 @@ def test_other_scripts_give_their_numbers_at_least(sentence: str, numbers: list[
 @pytest.mark.parametrize("sentence", ["", " ", "?!", "...", "a", "of of of", "’’’", "\0", "_ - _"])
 def test_where_there_is_nothing_to_ask(sentence: str) -> None:
     assert candidate_answers(sentence) == []
+
+
+def test_a_date_may_end_a_sentence_within_brackets() -> None:
+    sentence = "Marta Helm (born 1902, died 1971"
+    assert opener(sentence, "1971", "Marta Helm", person=True) == "When"
+    assert opener(f"{sentence})", "1971", "Marta Helm", person=True) == "When did Marta Helm die"
 
 
 _TEXT = st.text(max_size=60) | st.lists(

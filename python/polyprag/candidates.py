@@ -292,7 +292,7 @@ def _when(sentence: str, start: int, answer: str, title: str, last: str, born: b
         earlier = re.search(r"\d{4}", sentence[opened:start])
         if earlier is None:
             return f"When was {title} born"
-        return f"When did {title} die" if sentence[start + len(answer)] == ")" else "When"
+        return f"When did {title} die" if sentence.startswith(")", start + len(answer)) else "When"
     if born:
         return f"In what year was {title} born" if _YEAR.fullmatch(answer) else f"When was {title} born"
     if _YEAR.fullmatch(answer):
