@@ -45,6 +45,18 @@ def test_features_are_means_of_hidden_states(tiny_base: BaseModel) -> None:
     assert seen == [1]
 
 
+def test_a_model_of_texts_and_images_is_read_by_its_text_model(
+    build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sizes = {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**sizes, "vocab_size": 104, "hidden_size": 32, "num_key_value_heads": 2, "head_dim": 8}
+    images = {**sizes, "hidden_size": 16, "image_size": 28, "patch_size": 14}
+    model = build_model("gemma3", text_config=text, vision_config=images, mm_tokens_per_image=1)
+    found = text_features(BaseModel(model, tokenizer, "images"), ["The mill."])
+    assert found.shape == (1, 3 * 32)
+    assert found.any()
+
+
 def test_a_router_is_its_arrays() -> None:
     router = Router(7, 3, hidden=5)
     again = Router.of(router.arrays())

@@ -32,7 +32,7 @@ from polyprag.jsonl import absent
 from polyprag.layers import ModuleShape
 from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
-from polyprag.router import DEPTHS, Router
+from polyprag.router import Router, feature_size
 from polyprag.routing import Phi
 from polyprag.samples import Sample, SampleSettings, build_samples
 from polyprag.trainer import forget, rows_folder, train, train_loras
@@ -396,7 +396,7 @@ def router_of(base: BaseModel, store: Store) -> Router:
         )
     router = Router.of(store.router)
     found, codes = (router.hidden.in_features, router.out.out_features), store.spec.codec
-    features = len(DEPTHS) * int(base.model.config.hidden_size)
+    features = feature_size(base)
     if found[0] != features or codes not in (f"code({found[1]})", f"code({found[1]},int4)"):
         raise InvalidInput(
             f"{store.path}: its router makes {found[1]} numbers of {found[0]}, but the store keeps {codes} "

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from polyprag._polyprag import Document
 from polyprag.jsonl import write_at, write_atomic
 from polyprag.models import BaseModel, fingerprint, passage_text
-from polyprag.router import DEPTHS, TOKENS, text_features
+from polyprag.router import DEPTHS, TOKENS, feature_size, text_features
 from polyprag.world import World
 
 _BLOCK = 1024  # documents
@@ -48,7 +48,7 @@ def features_in_file(
     progress: called with the number of documents of each block that is there.
     """
     world = World.current()
-    shape = len(documents), len(DEPTHS) * int(base.model.config.hidden_size)
+    shape = len(documents), feature_size(base)
     file = _File(folder, shape, _key(base, documents))
     with world.one_by_one():
         file.begin()

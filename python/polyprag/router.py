@@ -58,6 +58,11 @@ class Router(nn.Module):
         return codes
 
 
+def feature_size(base: BaseModel) -> int:
+    """How many numbers the router reads of a text: states of the model for texts, where it has others."""
+    return len(DEPTHS) * int(base.model.config.get_text_config().hidden_size)
+
+
 @torch.no_grad()
 def text_features(
     base: BaseModel,
@@ -73,8 +78,7 @@ def text_features(
     """
     model, tokenizer = base.model, base.tokenizer
     ids = [tokenizer(text, truncation=True, max_length=TOKENS).input_ids or [0] for text in texts]
-    size = int(model.config.hidden_size)
-    found = np.zeros((len(texts), len(DEPTHS) * size), dtype=np.float32)
+    found = np.zeros((len(texts), feature_size(base)), dtype=np.float32)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for begin in range(0, len(order), batch_size):
         places = order[begin : begin + batch_size]
