@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import warm
@@ -682,5 +684,8 @@ def test_a_document_without_pairs_gives_its_passage_and_one_without_text_nothing
     assert [s.document for s in samples] == [0, 3]
     assert str(tiny_base.tokenizer.decode(samples[0].ids)) == "Ost is old.<end>"
     assert len(samples[1].ids) == 101
+    begins = copy.deepcopy(tiny_base.tokenizer)
+    begins._tokenizer.post_processor = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 2)])
+    assert [s.document for s in build_samples(documents, nothing, begins)] == [0, 3]
     with pytest.raises(ValueError, match="zip"):
         build_samples(documents, nothing[:-1], tiny_base.tokenizer)

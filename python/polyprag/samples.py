@@ -77,7 +77,7 @@ def build_samples(
             prompt = question_prompt(pair.question, [passages[number % len(passages)]])
             sample = _sample(tokenizer, row, prompt, pair.answer, settings)
             samples.append(replace(sample, share=min(settings.with_passage - number, 1.0)))
-        if not augmentation.pairs:
+        if not augmentation.pairs and passages[0]:  # a tokenizer may put a token before no text, too
             samples.append(_sample(tokenizer, row, "", passages[0], settings))
         samples += [
             _sample(tokenizer, row, question_prompt(pair.question), pair.answer, settings)
