@@ -174,6 +174,30 @@ def test_further_stores_have_the_routes_as_they_were_trained(
     assert not (tmp_path / "new").exists()
 
 
+def test_an_interrupt_between_two_stores_costs_neither(
+    path: Path, tmp_path: Path, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    also, write = {tmp_path / "exact": "f32"}, polyprag.encode._write
+
+    def stopped(writer: Any, *rest: Any) -> int:
+        if (tmp_path / "exact").exists():
+            raise KeyboardInterrupt
+        return write(writer, *rest)
+
+    monkeypatch.setattr(polyprag.encode, "_write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        encode(tiny_base, DOCUMENTS, path, RECIPE, also=also)
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError):
+        encode(tiny_base, DOCUMENTS, path, RECIPE, also={tmp_path / "exact": "q8"})
+    encode(tiny_base, DOCUMENTS, path, RECIPE, also=also)
+    with Store.open(path) as first, Store.open(tmp_path / "exact") as exact:
+        assert list(first) == list(exact)
+        for name, array in first.experts.items():
+            np.testing.assert_array_equal(exact.experts[name], array)
+    assert left_in(work_folder(path)) == {"augmentation.jsonl", "metrics.jsonl"}
+
+
 def test_logits_from_codes_are_those_of_the_decoder(trained: list[Encoding]) -> None:
     rng = np.random.default_rng(0)
     V, b, c = (rng.normal(size=s).astype(np.float32) for s in ((24, 6), (24,), (5, 6)))

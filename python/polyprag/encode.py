@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, CorruptStore, DuplicateId, InvalidInput
 from polyprag.features import document_features, features_in_file
 from polyprag.fields import read_fields
-from polyprag.jsonl import absent
+from polyprag.jsonl import absent, write_atomic
 from polyprag.layers import ModuleShape
 from polyprag.metrics import Metrics
 from polyprag.models import BaseModel, check_fingerprint, fingerprint
@@ -43,6 +44,7 @@ AUGMENTATION = "augmentation.jsonl"
 ADDED = "added.jsonl"
 CHECKPOINT = "checkpoint.pt"
 LORAS = "loras.pt"
+FURTHER = "further.json"  # the stores that are written beside the one that was asked for, until all are there
 
 # A document that BM25 ranks well above the others leads; ones that are as good count alike (docs/method.md).
 BY_SCORE = Combination(k=3, rule="score", temperature=0.15)
@@ -207,6 +209,11 @@ def encode(
         KeyboardInterrupt: on Ctrl-C; the same call goes on where it stopped.
     """
     target = absent(path)
+    further = {os.path.abspath(other): theirs for other, theirs in also.items()}
+    folder = work or work_folder(target)
+    marks, checkpoint = folder / FURTHER, folder / CHECKPOINT
+    # Where a run was stopped while it wrote them, those that are there are its own, and whole.
+    going_on = marks.exists() and checkpoint.exists() and json.loads(marks.read_text()) == further
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
     _check_ids(documents, type(documents[0].id))
@@ -220,8 +227,11 @@ def encode(
     # Last the store that was asked for: it is there when all are.
     stores = [
         (to, _spec(base, recipe, documents, kept_as, combination, keep_text))
-        for to, kept_as in [*((absent(other), theirs) for other, theirs in also.items()), (target, codec)]
+        for to, kept_as in [*((Path(other), theirs) for other, theirs in further.items()), (target, codec)]
     ]
+    if not going_on:
+        for other in further:
+            absent(other)
     work = prepare_work(target, work)
     world = World.current()
     with world.one_by_one():
@@ -229,7 +239,6 @@ def encode(
             augmenter, written, documents, recipe, augmentation or work / AUGMENTATION, reporter
         )
     samples = build_samples(documents, augmentations, base.tokenizer, recipe.samples)
-    checkpoint = work / CHECKPOINT
     # Before anything is trained, since training may leave the base model in parts.
     features = _features(base, documents, checkpoint, reporter) if recipe.train.router else None
     loras = None
@@ -250,7 +259,10 @@ def encode(
             progress=progress,
         )
     if world.first:
+        write_atomic(marks, json.dumps(further))
         for to, spec in stores:
+            if going_on and to is not target and to.exists():
+                continue
             # A router makes codes: it goes where the decoder goes.
             codes = spec.codec.startswith("code")
             decoder, router = (encoding.decoder, encoding.router) if codes else (None, None)
@@ -260,6 +272,7 @@ def encode(
                 _write(writer, documents, samples, encoding, spec.codec)
         forget(checkpoint)
         forget(work / LORAS)
+        marks.unlink()
     world.wait()
     return augmentations
 
