@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from polyprag.errors import InvalidInput
 from polyprag.models import BaseModel
@@ -99,6 +100,10 @@ def test_a_model_computes_by_the_kernel_what_it_does_by_torch(
 
 def test_on_a_processor_torch_computes(tiny_base: BaseModel, kernels: Any) -> None:
     assert not kernels.usable(torch.zeros(1, 1, 8))
+    with FakeTensorMode(), torch.no_grad():
+        x = torch.zeros(2, 3, 8, device="cuda")
+        assert kernels.usable(x)
+        assert not kernels.usable(x[..., :4]), "rows that do not lie together"
     routed = attach(tiny_base.model, kernels="triton")
     with routed.route(draw_routes(1, routed)):
         logits(tiny_base.model, some_ids(1))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from polyprag.errors import InvalidInput
+from polyprag.errors import CheckpointMismatch, InvalidInput
 from polyprag.models import BaseModel
 from polyprag.router import Router, text_features
 from polyprag.trainer import TrainSettings, train
@@ -105,6 +105,36 @@ def test_routes_are_the_routers_output_and_what_was_added(tiny_base: BaseModel) 
     np.testing.assert_allclose(added.routes, encoding.routes, rtol=1e-5, atol=1e-6)
     assert added.router is not None
     assert all(np.array_equal(added.router[k], v) for k, v in encoding.router.items())
+
+
+def test_a_checkpoint_is_of_the_features_and_the_router_that_it_began_with(
+    tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    features = text_features(tiny_base, [f"{fact} mill" for fact in FACTS])
+    begun = train(tiny_base, facts(tiny_base), 4, WITH_ROUTER, features=features)
+    other = {name: array + 1 for name, array in (begun.router or {}).items()}
+    for checkpoint, frozen in ((tmp_path / "c.pt", None), (tmp_path / "d.pt", begun)):
+        train(
+            tiny_base,
+            facts(tiny_base),
+            4,
+            WITH_ROUTER,
+            features=features,
+            frozen=frozen,
+            checkpoint=checkpoint,
+        )
+        for changed, kept in ((features + 1, frozen), (features, frozen and replace(frozen, router=other))):
+            if changed is not features or kept is not None:
+                with pytest.raises(CheckpointMismatch):
+                    train(
+                        tiny_base,
+                        facts(tiny_base),
+                        4,
+                        WITH_ROUTER,
+                        features=changed,
+                        frozen=kept,
+                        checkpoint=checkpoint,
+                    )
 
 
 @pytest.mark.parametrize("rows", ["memory", "files"])

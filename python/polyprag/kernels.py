@@ -22,9 +22,17 @@ _TOKENS, _INPUTS, _OUTPUTS = 16, 64, 128  # sizes of blocks; a product of blocks
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernel takes this input of a layer: few tokens, on a GPU, nothing to differentiate."""
+    """Whether the kernel takes this input of a layer: few tokens that lie together, on a GPU, nothing to
+    differentiate.
+    """
     few = x.numel() // x.shape[-1] <= MOST_TOKENS
-    return few and x.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return (
+        few
+        and x.is_contiguous()
+        and x.is_cuda
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def gated_pair(y: Tensor, x: Tensor, A: Tensor, B: Tensor, gate: Tensor) -> Tensor:  # noqa: N803 - as in the papers

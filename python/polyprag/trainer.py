@@ -150,7 +150,7 @@ class _Run:
         self.base, self.samples, self.documents = base, samples, documents
         self.settings, self.frozen, self.checkpoint = settings, frozen, checkpoint
         self.world = World.current()
-        self.key = _key(base, samples, documents, settings, frozen)
+        self.key = _key(base, samples, documents, settings, frozen, features)
         self.order = Order(samples, settings.batch_size, settings.seed, settings.epochs)
         self.steps = self.order.steps
         self.step = 0
@@ -408,7 +408,7 @@ class _Run:
         self.rows.saved(self.step)
 
     def load(self, path: Path) -> None:
-        state = _load(path, self.base.device)
+        state = _load(path)
         if not isinstance(state, dict) or state.get("key") != self.key:
             raise CheckpointMismatch(
                 f"{path}: made by a run with other documents, samples, settings or base model; "
@@ -419,7 +419,7 @@ class _Run:
             self.optimiser.load_state_dict(state["optimiser"])
         self.scale.load(state["scale"])
         self.step, self.losses = state["step"], list(state["losses"])
-        self.rows.load({name: t.cpu() for name, t in state["rows"].items()}, self.step)
+        self.rows.load(state["rows"], self.step)
 
 
 class _LossScale:
@@ -470,11 +470,12 @@ def _save(state: dict[str, Any], path: Path) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _load(path: Path, device: torch.device) -> Any:
+def _load(path: Path) -> Any:
+    """What a checkpoint holds, in memory: the rows of all documents may be more than a GPU takes."""
     try:
         with path.open("rb") as file:
             try:
-                return torch.load(file, map_location=device, weights_only=True)
+                return torch.load(file, map_location="cpu", weights_only=True)
             except OSError as error:  # torch's word for some torn files
                 raise ValueError(str(error)) from error
     except OSError:
@@ -510,6 +511,7 @@ def _key(
     documents: int,
     settings: TrainSettings,
     frozen: Encoding | None,
+    features: NDArray[np.float32] | None,
 ) -> str:
     """Names a run by all that its result depends on."""
     digest = hashlib.blake2b(digest_size=16)
@@ -525,6 +527,11 @@ def _key(
             *(frozen.experts[name] for name in sorted(frozen.experts)),
             *(frozen.decoder or ()),
             frozen.routes,
+            *((frozen.router or {})[name] for name in sorted(frozen.router or {})),
         ):
             digest.update(np.ascontiguousarray(array).tobytes())
+    if settings.router and features is not None:
+        # Of some: those of all documents may fill a disk, and others differ everywhere.
+        some = random.Random(0).sample(range(len(features)), min(len(features), 256))
+        digest.update(np.ascontiguousarray(features[sorted(some)]).tobytes())
     return digest.hexdigest()
