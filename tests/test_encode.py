@@ -567,6 +567,18 @@ def test_known_ids_are_refused_left_out_or_replaced(
         assert store.routes(["d0", "n0"], "code").tobytes() == others.tobytes()
 
 
+def test_new_routes_start_where_the_whole_store_is(
+    make_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where its first documents are: a corpus often comes in order."""
+    monkeypatch.setattr(polyprag.encode, "_SAMPLE", 3)
+    documents = [Document(i, f"Mill {i}.") for i in range(8)]
+    with Store.open(make_store(tmp_path / "s", documents)) as store:
+        routes = polyprag.encode._frozen(store, RECIPE.train).routes
+        assert len(routes) == 3
+        assert not np.array_equal(routes, store.routes([0, 1, 2], "z"))
+
+
 def test_an_interrupted_addition_goes_on_to_the_same_routes(tmp_path: Path, tiny_base: BaseModel) -> None:
     routes = []
     for name, stops in (("a", []), ("b", [Stop(documents=2), Stop(steps=1)])):

@@ -27,6 +27,7 @@ from polyprag.augment.endpoint import EndpointAugmenter, _seconds
 from polyprag.cli import main
 from polyprag.encode import Recipe, add, encode, training_pairs
 from polyprag.errors import CorpusError, EndpointError, InvalidInput
+from polyprag.jsonl import append_lines
 from polyprag.models import BaseModel
 from polyprag.trainer import TrainSettings
 
@@ -498,6 +499,21 @@ def test_what_is_on_disk_is_not_asked_for_again(tmp_path: Path) -> None:
             server.asked.clear()
             augment(augmenter, DOCUMENTS[:3], settings, path=path)
             assert len(server.asked) == 3, "what is made otherwise is made anew"
+
+
+def test_what_came_while_ctrl_c_was_pressed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, appending = tmp_path / "a.jsonl", "polyprag.augment.run.append_lines"
+
+    def press(*given: Any) -> None:
+        monkeypatch.setattr(appending, append_lines)
+        while any(thread.name == "polyprag-augment" for thread in threading.enumerate()):
+            time.sleep(0.01)  # until all answers are there
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(appending, press)
+    with chat(good) as server, pytest.raises(KeyboardInterrupt):
+        augment(quick(server), DOCUMENTS, SETTINGS, path=path)
+    assert set(ids(path)) == {d.id for d in DOCUMENTS}
 
 
 def interrupt(program: str, *arguments: str, when: Callable[[], bool]) -> tuple[int, str]:

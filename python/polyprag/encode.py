@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -56,6 +57,7 @@ OWN_EXPERT = "sparse(1)"  # the codec of a store of one LoRA a document: the num
 _SAME_LAYERS = ("rank", "alpha", "targets", "from_depth", "shard")
 _OF_LOGITS = ["f32", "f16", "q8", "q4", "q2", "q1", "sparse(k)"]
 _BLOCK = 4_096  # documents that are written, or read and written, at a time
+_SAMPLE = 4_096  # documents whose routes stand for all
 _COMMIT = 50_000  # documents of a commit, where nothing but reading would be lost
 
 ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
@@ -620,7 +622,9 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
     """What the store's documents share as training takes it, and its routes for the starting point."""
     spec = store.spec
     decoder, router = store.decoder, store.router
-    sample = [id for id, _ in zip(store, range(4096), strict=False) if store.is_routed(id)]
+    # The first documents may be alike: a corpus often comes in order.
+    drawn = set(random.Random(0).sample(range(len(store)), min(len(store), _SAMPLE)))
+    sample = [id for number, id in enumerate(store) if number in drawn and store.is_routed(id)]
     if spec.codec.startswith("sparse"):
         # Logits that phi takes to these weights, as near as finite numbers can.
         w = store.routes(sample).clip(1e-4, 1 - 1e-4)

@@ -126,11 +126,17 @@ class EndpointAugmenter:
         self, documents: Sequence[Document], todo: Sequence[Document], settings: AugmentSettings
     ) -> Generator[Sequence[Augmentation], None, None]:
         run = _Run(self, settings, resumed=len(todo) < len(documents))
-        thread = threading.Thread(target=run.work, args=(todo,), daemon=True)
+        thread = threading.Thread(target=run.work, args=(todo,), name="polyprag-augment", daemon=True)
         thread.start()
         try:
             while (first := run.results.get()) is not None:
                 yield [first, *run.waiting()]
+        except KeyboardInterrupt:
+            run.stop()
+            thread.join()
+            if rest := [*run.waiting()]:
+                yield rest  # it may have been paid for
+            raise
         finally:
             run.stop()
             thread.join()

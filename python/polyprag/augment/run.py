@@ -59,11 +59,19 @@ def augment(
     if todo:
         # Closed at once when anything fails: an endpoint is still being asked.
         with closing(augmenter.write(documents, todo, settings)) as results:
-            for batch in results:
+
+            def keep(batch: Sequence[Augmentation]) -> None:
                 if path is not None:
                     _append(path, [_row(r, augmenter.name, contents[r.id], made) for r in batch])
                 done.update((r.id, r) for r in batch)
                 progress(len(batch))
+
+            try:
+                for batch in results:
+                    keep(batch)
+            except KeyboardInterrupt as stopped:
+                keep(results.throw(stopped))  # what has come meanwhile, if anything has
+                raise
     return [done[d.id] for d in documents]
 
 
