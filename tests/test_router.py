@@ -52,6 +52,7 @@ def test_a_model_of_texts_and_images_is_read_by_its_text_model(
     text = {**sizes, "vocab_size": 104, "hidden_size": 32, "num_key_value_heads": 2, "head_dim": 8}
     images = {**sizes, "hidden_size": 16, "image_size": 28, "patch_size": 14}
     model = build_model("gemma3", text_config=text, vision_config=images, mm_tokens_per_image=1)
+    del model.config.hidden_size  # the builder's: no such model has it there
     found = text_features(BaseModel(model, tokenizer, "images"), ["The mill."])
     assert found.shape == (1, 3 * 32)
     assert found.any()
