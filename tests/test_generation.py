@@ -114,10 +114,21 @@ def test_prompts_that_begin_alike_are_as_if_each_were_read_alone(
     assert texts(base, short, settings, prefix=prefix)[20:] == expected
 
 
-def test_what_prompts_share_is_read_once(tiny_base: BaseModel) -> None:
+@pytest.mark.parametrize(
+    ("family", "sizes"), [("llama", {}), ("mistral", {"sliding_window": 2048}), ("gemma2", {})]
+)
+def test_what_prompts_share_is_read_once(
+    build_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    family: str,
+    sizes: dict[str, Any],
+) -> None:
+    """Also where there are windows, as long as no prompt comes to their end."""
+    base = BaseModel(build_model(family, **sizes), tokenizer, family)
+
     def tokens_read(prompts: list[str]) -> int:
-        with watched(tiny_base) as inputs:
-            texts(tiny_base, prompts, GenerationSettings(max_new_tokens=1, stop=()))
+        with watched(base) as inputs:
+            texts(base, prompts, GenerationSettings(max_new_tokens=1, stop=()))
         return sum(rows * width for rows, width in inputs)
 
     sentence = "Text: " + "the red mill of Ost was built by Jan Reuter, and " * 8
@@ -129,6 +140,7 @@ def test_what_prompts_share_is_read_once(tiny_base: BaseModel) -> None:
     ("family", "sizes"),
     [
         ("mistral", {"sliding_window": 24}),
+        ("gemma2", {"sliding_window": 90}),  # some prompts come to the end of it
         ("gpt_neo", _GPT_NEO),
         ("lfm2", _LFM2),
         ("mamba", {"state_size": 4, "intermediate_size": 64}),

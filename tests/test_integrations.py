@@ -13,7 +13,7 @@ import pytest
 from polyprag import Document, Engine, Store
 from polyprag.corpus import read_corpus
 from polyprag.errors import CorpusError, InvalidInput
-from polyprag.integrations.common import cut
+from polyprag.stops import cut
 
 QUESTION = "Where is the amber mill?"
 DOCUMENTS = [
@@ -43,7 +43,7 @@ def bare(make_store: Callable[..., Path], tmp_path: Path) -> Iterator[Store]:
 
 def test_texts_are_cut_at_the_first_stop() -> None:
     assert cut("one\ntwo. three", [". ", "\n"]) == "one"
-    assert cut("one", None) == cut("one", []) == cut("one", [""]) == cut("one", ["x"]) == "one"
+    assert cut("one", ()) == cut("one", []) == cut("one", [""]) == cut("one", ["x"]) == "one"
 
 
 # --- LangChain --------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_what_langchain_streams_has_no_beginning_of_a_stop(
 
     found = [chunk.text for chunk in PolypragLLM(engine=Said())._stream(QUESTION, stop=stop)]
     assert found == chunks
-    assert "".join(found) == cut("".join(pieces), stop)
+    assert "".join(found) == cut("".join(pieces), stop or ())
 
 
 # --- LlamaIndex -------------------------------------------------------------------------------------

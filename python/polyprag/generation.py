@@ -13,7 +13,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -39,6 +39,7 @@ from polyprag.errors import InvalidInput
 from polyprag.layers import Merged, RoutedModel
 from polyprag.models import BaseModel, check_length, end_tokens
 from polyprag.prefixes import Prefixes, Read, cache_argument
+from polyprag.stops import begun, cut
 
 #: A text, or its tokens as they are (see :func:`polyprag.models.chat_prompt`).
 Prompt: TypeAlias = str | Sequence[int]
@@ -160,7 +161,8 @@ def generate(
         # The last new token is not read.
         tokens = len(head) + len(rows[longest]) + settings.max_new_tokens - 1
         check_length(base, tokens, f"prompt {longest + 1} of {len(rows)} with max_new_tokens: lower either")
-    prefixes = Prefixes(base, head, rows, share=routes is None and not settings.compile)
+    share = routes is None and not settings.compile
+    prefixes = Prefixes(base, head, rows, new=settings.max_new_tokens, share=share)
     for numbers in prefixes.batches(settings.batch_size):
         own = routes[numbers].to(base.device) if isinstance(routes, Tensor) else routes
         whole = [[*head, *rows[i]] for i in numbers]
@@ -281,7 +283,8 @@ class _Batch:
             for row, more in zip(going, output[:, ids.shape[1] :].tolist(), strict=True):
                 self.new[row] += more
         texts = [
-            _cut(text, self.settings.stop) for text in self.base.tokenizer.batch_decode(self.new, **DECODING)
+            cut(text.lstrip(), self.settings.stop)
+            for text in self.base.tokenizer.batch_decode(self.new, **DECODING)
         ]
         self.watch.finish(texts)
         self.ended = time.perf_counter()
@@ -394,12 +397,6 @@ def _compile_config(base: BaseModel) -> CompileConfig:
     return config
 
 
-def _cut(text: str, stop: Collection[str]) -> str:
-    body = text.lstrip()
-    ends = [at for s in stop if (at := body.find(s)) >= 0]
-    return body[: min(ends)] if ends else body
-
-
 class _Watch(StoppingCriteria):
     """Reads along: ends a row once its text, past leading blanks, contains a stop string, hands text on."""
 
@@ -488,7 +485,7 @@ class _Reader:
         found = [at for s in self._stop if (at := self._text.find(s, begin)) >= 0]
         self.done = last or bool(found)
         if self._on_text is not None:
-            self._give(min(found) if found else len(self._text) - self._unsure())
+            self._give(min(found) if found else len(self._text) - begun(self._text, self._stop))
 
     def finish(self, text: str) -> None:
         """Give what of the whole ``text`` has not been given: it is sure now."""
@@ -508,13 +505,6 @@ class _Reader:
             return ""
         self._begin, self._read = self._read, len(self._ids)
         return after[len(before) :]
-
-    def _unsure(self) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
-        return max(
-            (n for s in self._stop for n in range(1, len(s)) if self._text.endswith(s[:n])),
-            default=0,
-        )
 
     def _give(self, end: int) -> None:
         if end > self._given and self._on_text is not None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from polyprag.models import BaseModel
 
@@ -43,15 +43,18 @@ class Read:
 class Prefixes:
     """Prompts that are read in batches, each batch up to where its prompts begin to differ.
 
-    prefix: tokens that stand before all rows. share: look for what some rows begin with, too.
+    prefix: tokens that stand before all rows. new: how many may come behind each. share: look for what some
+    rows begin with, too.
     plain: the model keeps keys and values of every token and nothing else, so that rows can be read up to
     any token, and be taken out. Of another model nothing is shared: a state cannot be cut, and in a window
     the padding behind a prefix would take the place of tokens.
     """
 
-    def __init__(self, base: BaseModel, prefix: Row, rows: Sequence[Row], *, share: bool) -> None:
+    def __init__(self, base: BaseModel, prefix: Row, rows: Sequence[Row], *, new: int, share: bool) -> None:
         self._base, self._rows = base, rows
-        self._cache = DynamicCache(config=base.model.config)
+        # What rows share is padded, and so is what follows it.
+        most = len(prefix) + 2 * max(map(len, rows), default=0) + new
+        self._cache = _new_cache(base.model, most)
         self._heeds_mask = _takes_cache(base.model)
         self.plain = self._heeds_mask and _keeps_all(base.model, self._cache)
         self._prefix = list(prefix) if self.plain else []
@@ -133,6 +136,15 @@ def _takes_cache(model: Any) -> bool:
     no such cache holds, and read padding as if it were text.
     """
     return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)())
+
+
+def _new_cache(model: Any, tokens: int) -> DynamicCache:
+    """A cache for so many tokens: a window that is as wide forgets none of them, and is as none."""
+    cache = DynamicCache(config=model.config)
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicSlidingWindowLayer and tokens <= layer.sliding_window:
+            cache.layers[number] = DynamicLayer()  # type: ignore[no-untyped-call]
+    return cache
 
 
 def _keeps_all(model: Any, cache: DynamicCache) -> bool:

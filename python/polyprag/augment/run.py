@@ -51,7 +51,7 @@ def augment(
             overtaken.pop(id, None)
         elif id in done:
             overtaken[id] = _row(done[id], augmenter.name, contents[id], made)
-    if path is not None:
+    if path is not None and overtaken:
         # The last line of a document tells others what was trained, and another's must not.
         _append(path, list(overtaken.values()))
     progress(len(done))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +39,3 @@ def found_texts(store: Store, query: str, k: int, filter: Mapping[str, Any] | No
         )
         for hit, document in zip(hits, documents, strict=True)
     ]
-
-
-def cut(text: str, stop: Iterable[str] | None) -> str:
-    """A text up to the first of ``stop``."""
-    places = [place for end in stop or () if end and (place := text.find(end)) >= 0]
-    return text[: min(places)] if places else text
-
-
-def sure(text: str, stop: Iterable[str] | None) -> int:
-    """How much of an unfinished text stays, whatever comes after it: its end may begin one of ``stop``."""
-    stop = list(stop or ())
-    begun = (n for end in stop for n in range(1, len(end)) if text.endswith(end[:n]))
-    return min(len(cut(text, stop)), len(text) - max(begun, default=0))

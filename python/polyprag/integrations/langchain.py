@@ -17,7 +17,8 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field, SkipValidation
 
 from polyprag._polyprag import Store
-from polyprag.integrations.common import cut, found_texts, sure
+from polyprag.integrations.common import found_texts
+from polyprag.stops import begun, cut
 
 
 class PolypragRetriever(BaseRetriever):
@@ -84,7 +85,7 @@ class PolypragLLM(LLM):
         **kwargs: Any,  # noqa: ARG002 - of the interface
     ) -> str:
         answer = self.engine.ask(prompt, k=self.k, max_new_tokens=self.max_new_tokens)
-        return cut(answer.text, stop)
+        return cut(answer.text, stop or ())
 
     def _stream(
         self,
@@ -93,13 +94,14 @@ class PolypragLLM(LLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,  # noqa: ARG002 - of the interface
     ) -> Iterator[GenerationChunk]:
-        text, said = "", 0
+        text, said, stops = "", 0, stop or ()
         for piece in self.engine.stream(prompt, k=self.k, max_new_tokens=self.max_new_tokens):
             last = not isinstance(piece, str)  # the whole answer, whose text has come
             if not last:
                 text += piece
-            whole = cut(text, stop)
-            end = len(whole) if last else sure(text, stop)
+            whole = cut(text, stops)
+            sure = len(text) - (0 if last else begun(text, stops))
+            end = min(len(whole), sure)
             if end > said:
                 chunk = GenerationChunk(text=whole[said:end])
                 said = end

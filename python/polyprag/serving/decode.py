@@ -26,6 +26,7 @@ from polyprag.generation import COLDEST, DECODING
 from polyprag.layers import RoutedModel
 from polyprag.models import BaseModel, end_tokens
 from polyprag.prefixes import cache_argument
+from polyprag.stops import begun, cut
 
 _log = logging.getLogger(__name__)
 
@@ -76,12 +77,12 @@ class Row:
         elif len(self.new) >= self.limit:
             self.finish = "length"
         body = tokenizer.decode(self.new, **DECODING).lstrip()
-        found = [at for stop in self.stop if (at := body.find(stop)) >= 0]
-        if found:
-            self.finish = "stop"
-            body = body[: min(found)]
+        before = cut(body, self.stop)
+        if len(before) < len(body):
+            self.finish, body = "stop", before
         if self.finish is None:
-            body = body[: _settled(body, self.stop)]
+            body = body.rstrip("\N{REPLACEMENT CHARACTER}")  # half of a character
+            body = body[: len(body) - begun(body, self.stop)]
         # What was given out stays: it may have been sent.
         self.text += body.rstrip()[len(self.text) :]
 
@@ -101,18 +102,6 @@ class Row:
         # From the vocabulary as it stands: in falling order, rounding would decide between two tokens that
         # are as likely, and it is not the same in every batch.
         return int(torch.multinomial(p, 1, generator=self._generator))
-
-
-def _settled(body: str, stops: tuple[str, ...]) -> int:
-    """How much of an unfinished text is sure to stay: no half of a character, no beginning of a stop."""
-    body = body.rstrip("\ufffd")
-    end = len(body)
-    for stop in stops:
-        for length in range(min(len(stop) - 1, len(body)), 0, -1):
-            if body.endswith(stop[:length]):
-                end = min(end, len(body) - length)
-                break
-    return end
 
 
 class Batch:
