@@ -259,7 +259,8 @@ fn each_batch(
                 codes
             }
         };
-        for (docno, row) in docnos.iter().zip(rows.chunks_exact(columns)) {
+        let mut each_row = docnos.iter().zip(rows.chunks_exact(columns));
+        if let Some((docno, row)) = each_row.find(|(_, row)| codec.check(row).is_err()) {
             let id = source.id_of(*docno)?.unwrap_or(DocumentId::U64(*docno));
             check_row(codec, name, &id, row)?;
         }

@@ -88,12 +88,16 @@ pub fn verify(generation: &Generation, progress: &Progress) -> Result<VerifyRepo
     if let Some(index) = &generation.index {
         let index = index.get()?;
         index.verify(progress)?;
-        for docno in index.docnos()? {
-            if generation.is_alive(docno) && generation.id_of(docno)?.is_none() {
-                let reason = format!("it finds docno {docno}, which has no id");
-                return Err(Error::corrupt_index(dir.path_of(INDEX_FOLDER), reason));
+        index.each_docnos(&mut |docnos| {
+            progress.tell(0)?;
+            for docno in docnos.iter().filter(|docno| generation.is_alive(**docno)) {
+                if generation.id_of(*docno)?.is_none() {
+                    let reason = format!("it finds docno {docno}, which has no id");
+                    return Err(Error::corrupt_index(dir.path_of(INDEX_FOLDER), reason));
+                }
             }
-        }
+            Ok(())
+        })?;
     }
     progress.end()?;
     Ok(report)

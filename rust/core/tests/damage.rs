@@ -356,3 +356,42 @@ fn a_broken_index_leaves_routes_in_use() {
     }
     assert!(matches!(store.verify(), Err(Error::CorruptIndex { .. })));
 }
+
+#[test]
+fn an_index_that_finds_what_the_store_has_not_is_found_by_verify() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (path, later) = (tmp.path().join("s"), tmp.path().join("later"));
+    small(&path, "q8");
+    copy(&path, &later);
+    let mut writer = Store::open(&later).unwrap().writer().unwrap();
+    let document = Document::new("late").with_text("a harbour that came late");
+    writer
+        .add(&[document], None, polyprag_core::OnDuplicate::Error)
+        .unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    Store::open(&later).unwrap().verify().unwrap();
+
+    let manifest = fs::read(later.join("manifest-00000003.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let of_index = |part: &serde_json::Value| part["role"] == "bm25";
+    for part in manifest["parts"].as_array().unwrap() {
+        if of_index(part) {
+            let file = part["file"].as_str().unwrap();
+            fs::copy(later.join(file), path.join(file)).unwrap();
+        }
+    }
+    forge(&path, |old| {
+        let parts = old["parts"].as_array_mut().unwrap();
+        parts.retain(|part| !of_index(part));
+        let new = manifest["parts"].as_array().unwrap().iter();
+        parts.extend(new.filter(|part| of_index(part)).cloned());
+        old["index_generation"] = 3.into();
+        old["next_docno"] = manifest["next_docno"].clone(); // as after going back from it
+    });
+    let error = Store::open(&path).unwrap().verify().unwrap_err();
+    assert!(
+        matches!(error, Error::CorruptIndex { .. }) && error.to_string().contains("has no id"),
+        "{error}"
+    );
+}

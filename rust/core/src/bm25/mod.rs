@@ -61,6 +61,8 @@ const BODY: &str = "body";
 const WRITER_THREADS: usize = 1;
 /// What the indexing thread may buffer before it writes a segment (Tantivy's minimum is 15 MB).
 const WRITER_BYTES: usize = 64 << 20;
+/// Docnos that are read from a segment at once, where all are gone through.
+const DOCNOS_AT_ONCE: usize = 1 << 16;
 /// A commit leaves at most this many segments: a search visits each of them.
 const MAX_SEGMENTS: usize = 8;
 
@@ -319,12 +321,18 @@ impl IndexReader {
         Ok(())
     }
 
-    /// The docnos that a search may find, dead ones of the store included.
-    pub fn docnos(&self) -> Result<Vec<u64>> {
-        guarded(&self.directory, || {
-            let each = self.segments.iter().map(query::Segment::living);
-            Ok(each.flatten().collect())
-        })
+    /// Goes through the docnos that a search may find, dead ones of the store included, some at a time.
+    pub fn each_docnos(&self, each: &mut dyn FnMut(&[u64]) -> Result<()>) -> Result<()> {
+        for segment in &self.segments {
+            for first in (0..segment.documents()).step_by(DOCNOS_AT_ONCE) {
+                let some = guarded(
+                    &self.directory,
+                    || Ok(segment.living(first, DOCNOS_AT_ONCE)),
+                )?;
+                each(&some)?;
+            }
+        }
+        Ok(())
     }
 
     /// How many segments a search visits.

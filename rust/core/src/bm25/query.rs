@@ -61,10 +61,19 @@ impl Segment {
         })
     }
 
-    /// The docnos of what is not deleted in it.
-    pub(super) fn living(&self) -> Vec<u64> {
-        let living = self.reader.doc_ids_alive();
-        living.filter_map(|doc| self.docnos.first(doc)).collect()
+    /// How many documents it has, with those that were deleted from it.
+    pub(super) fn documents(&self) -> DocId {
+        self.reader.max_doc()
+    }
+
+    /// The docnos of what is not deleted among the documents from `first` on, so many.
+    pub(super) fn living(&self, first: DocId, most: usize) -> Vec<u64> {
+        let alive = self.reader.alive_bitset();
+        (first..self.documents())
+            .take(most)
+            .filter(|doc| alive.is_none_or(|alive| alive.is_alive(*doc)))
+            .filter_map(|doc| self.docnos.first(doc))
+            .collect()
     }
 }
 
