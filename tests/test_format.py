@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyprag import Document, Module, Store, StoreSpec
@@ -105,6 +105,8 @@ def lives(draw: st.DrawFn) -> tuple[str, str, list[list[tuple[Any, str | None, s
     return codec, shape, commits
 
 
+# Each case is a store that is written and read whole.
+@settings(max_examples=settings().max_examples * 2 // 5)
 @given(
     life=lives(),
     seed=st.integers(0, 1000),
