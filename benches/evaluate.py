@@ -509,30 +509,30 @@ def differences(members: Sequence[dict[str, Any]]) -> Iterator[str]:
             plain[system] = row["codec"]
     for system, codec in {(system, codec): None for system, codec, _ in answers if system != "base"}:
         for _, a, b in DIFFERENCES:
-            right = answers.get((system, codec, b)) or answers.get(("base", "", b))
-            yield from _difference(f"{system} {codec}: {a} minus {b}", answers.get((system, codec, a)), right)
+            left, right = (answers.get((system, codec, name), {}) for name in (a, b))
+            if not right and (of_base := answers.get(("base", "", b))):
+                # Of no training: it stands beside every seed.
+                right = {seed: of_base.get(seed, next(iter(of_base.values()))) for seed in left}
+            yield from _difference(f"{system} {codec}: {a} minus {b}", left, right)
     own = ("polyprag", plain.get("polyprag", ""), "own_route")
     for (system, codec, name), other in answers.items():
         if name == own[2] and (system, codec) != own[:2] and (codec == plain[system] or system == own[0]):
             told = f"own_route: {' '.join(own[:2])} minus {system} {codec}"
-            yield from _difference(told, answers.get(own), other)
+            yield from _difference(told, answers.get(own, {}), other)
 
 
-def _difference(told: str, left: _Answers | None, right: _Answers | None) -> Iterator[str]:
-    if left is None or right is None:
-        return
-    # The base model's rows are of no training: they stand beside every seed.
-    seeds = [(seed, seed if len(right) > 1 or seed in right else min(right)) for seed in sorted(left)]
-    seeds = [(a, b) for a, b in seeds if b in right]
-    ids = [id for id in left[min(left)] if all(id in left[a] and id in right[b] for a, b in seeds)]
-    if not seeds or not ids:
+def _difference(told: str, left: _Answers, right: _Answers) -> Iterator[str]:
+    """Over the seeds that both have; nothing where they have none in common."""
+    seeds = sorted(left.keys() & right.keys())
+    both = [by_question for seed in seeds for by_question in (left[seed], right[seed])]
+    ids = [id for id in both[0] if all(id in each for each in both)] if both else []
+    if not ids:
         return
     d = paired_difference(
-        [fmean(left[a][id] for a, _ in seeds) for id in ids],
-        [fmean(right[b][id] for _, b in seeds) for id in ids],
+        *([fmean(side[seed][id] for seed in seeds) for id in ids] for side in (left, right))
     )
     real = "real" if d.real else "not shown"
-    of = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(str(a) for a, _ in seeds)}"
+    of = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     yield f"{told} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f}), {real}, {of}"
 
 

@@ -176,13 +176,12 @@ def _entries(path: _Path) -> Iterator[tuple[dict[str, Any], int, _Fail]]:
 
         if not isinstance(entry, dict):
             raise fail("it is no object")
-        if "\\u" in text and any(map(_half, json.dumps(entry, ensure_ascii=False))):
-            raise fail("half of a surrogate pair (\\ud800 to \\udfff)")
+        if "\\u" in text:  # only an escape can bring a lone surrogate in
+            try:
+                json.dumps(entry, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise fail("half of a surrogate pair (\\ud800 to \\udfff)") from error
         yield entry, number, fail
-
-
-def _half(character: str) -> bool:
-    return "\ud800" <= character <= "\udfff"
 
 
 def _plain(entry: Mapping[str, Any], number: int, fail: _Fail) -> UnifiedRow:
