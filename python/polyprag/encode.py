@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias, get_args
@@ -58,6 +59,7 @@ _SAME_LAYERS = ("rank", "alpha", "targets", "from_depth", "shard")
 _OF_LOGITS = ["f32", "f16", "q8", "q4", "q2", "q1", "sparse(k)"]
 _BLOCK = 4_096  # documents that are written, or read and written, at a time
 _SAMPLE = 4_096  # documents whose routes stand for all
+_REACH = 1 << 20  # ids that are gone through to draw them: adding to a huge store must not read all
 _COMMIT = 50_000  # documents of a commit, where nothing but reading would be lost
 
 ExpertDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
@@ -623,8 +625,10 @@ def _frozen(store: Store, settings: TrainSettings) -> Encoding:
     spec = store.spec
     decoder, router = store.decoder, store.router
     # The first documents may be alike: a corpus often comes in order.
-    drawn = set(random.Random(0).sample(range(len(store)), min(len(store), _SAMPLE)))
-    sample = [id for number, id in enumerate(store) if number in drawn and store.is_routed(id)]
+    reach = min(len(store), _REACH)
+    drawn = set(random.Random(0).sample(range(reach), min(reach, _SAMPLE)))
+    ids = islice(store, reach)
+    sample = [id for number, id in enumerate(ids) if number in drawn and store.is_routed(id)]
     if spec.codec.startswith("sparse"):
         # Logits that phi takes to these weights, as near as finite numbers can.
         w = store.routes(sample).clip(1e-4, 1 - 1e-4)
