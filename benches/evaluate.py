@@ -8,8 +8,8 @@
 Sets: popqa, 2wiki and hotpotqa, with the gold passages of their questions and so many more that the corpus
 has ``--documents``; and cwq, whose documents are the passages that BM25 finds for its questions among 47,208.
 Corpora of growing size hold the same first documents, and the questions are about those, so that rows with
-other sizes or settings compare. PopQA leaves out the 100 questions of benches/popqa.py, which the
-augmentation was improved on.
+other sizes or settings compare; where a set has no more passages, others of the 47,208 follow. PopQA leaves
+out the 100 questions of benches/popqa.py, which the augmentation was improved on.
 
 Systems: ``base`` is the base model alone (closed book, RAG, RAG with the gold passage); ``polyprag``,
 ``poly-prag`` (as first published), ``prag`` (one LoRA a document, at our learning rate) and ``dyprag`` (a
@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -99,6 +100,9 @@ def main() -> None:
         "--codecs", nargs="+", default=[], help="own and wrong route also in f32 q4 code(128)"
     )
     parser.add_argument("--added", type=int, default=0, help="so many of the documents are added afterwards")
+    parser.add_argument(
+        "--added-first", action="store_true", help="... which the first questions are about; else the last"
+    )
     parser.add_argument("--model", help="base model; default: the small one")
     parser.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the base model")
     parser.add_argument("--work", type=Path, help="stores, augmentation and answers, to resume from")
@@ -148,6 +152,7 @@ class Experiment:
             "haystack": a.haystack or self.data == "cwq",
             "set": self.settings if trained else [],
             "added": a.added if trained else 0,
+            "added_first": bool(trained and a.added and a.added_first),
             "yes_no": a.yes_no,
             "dtype": a.dtype,
         }
@@ -211,7 +216,7 @@ class Experiment:
         answers = figures.pop("answers")
         pairs = read_pairs(self.pairs) if self.system != "base" else []
         leaks = leaked(self.sample.questions, pairs)
-        new = {d.id for d in self.sample.documents[len(self.sample.documents) - self.arguments.added :]}
+        new = {d.id for d in self.parted[1]}
         row = {
             **self.key,
             "row": result.name,
@@ -246,6 +251,14 @@ class Experiment:
             found = corpus(self.data, a.documents, a.questions, a.skip)
         return asked_by_yes_no(found) if a.yes_no else found
 
+    @property
+    def parted(self) -> tuple[Sequence[Document], Sequence[Document]]:
+        """The documents that are encoded together, and those that are added afterwards."""
+        documents, added = self.sample.documents, self.arguments.added
+        if self.arguments.added_first:
+            return documents[added:], documents[:added]
+        return documents[: len(documents) - added], documents[len(documents) - added :]
+
     @cached_property
     def texts(self) -> Path:
         """A store of the documents without routes: what RAG searches."""
@@ -270,7 +283,7 @@ class Experiment:
             folder = a.work / f"{self.data}-base-{documents}-{a.skip}-{a.seed}"
         else:
             names = [self.data, self.system, documents, a.skip, a.seed]
-            names += [f"added={a.added}"] if a.added else []
+            names += [f"added={'first-' * a.added_first}{a.added}"] if a.added else []
             names += ["haystack"] if self.key["haystack"] else []
             names += [a.dtype] if a.dtype != "fp32" else []
             folder = a.work / "-".join([*map(str, names), *(_file_name(s) for s in self.settings)])
@@ -302,8 +315,8 @@ class Experiment:
     def encode(self, paths: dict[str, Path]) -> None:
         """Train once, and write all stores. Those of other codecs have the routes as they were trained, and
         not what the first store has kept of them."""
-        documents, recipe = self.sample.documents, self.recipe
-        old = documents[: len(documents) - self.arguments.added]
+        recipe = self.recipe
+        old, new = self.parted
         scratch = {codec: path.with_name(f"unfinished-{path.name}") for codec, path in paths.items()}
         first = scratch[""]
         started = time.monotonic()
@@ -321,9 +334,8 @@ class Experiment:
                     reporter=bars,
                     augmentation=self.pairs,
                 )
-            if self.arguments.added:
+            if new:
                 # Those that are there already after an interruption are left out.
-                new = documents[len(old) :]
                 add(self.base, new, first, on_duplicate="skip", work=self.folder, reporter=bars)
         seconds = round(time.monotonic() - started, 1)
         if self.key["haystack"]:
@@ -403,11 +415,18 @@ def corpus(data: SetName, size: int, questions: int, skip: int) -> EvaluationSet
     asked = evaluation_set(rows[skip : skip + questions], keep)
     documents: dict[str | int, Document] = {d.id: d for d in asked.documents}
     more = evaluation_set([*rows[skip + questions :], *rows[:skip], *rest], keep)
-    for document in more.documents:
+    for document in chain(more.documents, _strangers()):
         if len(documents) >= size:
             break
         documents.setdefault(document.id, document)
     return EvaluationSet(tuple(documents.values()), asked.questions)
+
+
+def _strangers() -> Iterator[Document]:
+    """The passages of the large corpus in random order; read only if a set is used up."""
+    passages = wikipedia()
+    random.Random(7).shuffle(passages)
+    yield from passages
 
 
 def asked_by_yes_no(sample: EvaluationSet) -> EvaluationSet:
@@ -436,7 +455,9 @@ def asked_by_yes_no(sample: EvaluationSet) -> EvaluationSet:
 
 def kept_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of results; those from before there was a choice say what was done then."""
-    return [_told({"yes_no": False, "dtype": "fp32", **row}) for row in read_resumable(path)]
+    return [
+        _told({"yes_no": False, "dtype": "fp32", "added_first": False, **row}) for row in read_resumable(path)
+    ]
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
@@ -487,7 +508,7 @@ def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 def _system(row: dict[str, Any]) -> str:
     """A system with its settings."""
-    added = [f"added={row['added']}"] if row["added"] else []
+    added = [f"added={'first-' * row['added_first']}{row['added']}"] if row["added"] else []
     return " ".join([row["system"], *row["set"], *added])
 
 

@@ -7,8 +7,9 @@ Three ways to put documents into weights, each on the same base model, documents
 
 - polyprag: shared latent experts and codes, batches of samples of like length, all epochs of the recipe: the
   blocks below the experts are computed in the first one alone. The same with experts in the upper third.
-  Then one epoch with experts in every block, as the others have them; not with --quick, also with the
-  model compiled by torch, without the time that this takes;
+  On a GPU, which waits for its launches, or not with --quick, also in larger batches. Then one epoch with
+  experts in every block, as the others have them; not with --quick, also with the model compiled by torch,
+  without the time that this takes;
 - PRAG with PEFT: one LoRA a document (r=2, AdamW, batches of one sample: arXiv 2501.15915, section 3.2), each
   made, trained and saved. Once with its samples as they are, and once padded to 3,000 tokens as its published
   code does (not with --quick; two steps are timed);
@@ -27,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +45,7 @@ BATCH = 8
 
 BARE = "base model alone"
 OURS, THIRD = "polyprag", "polyprag, upper third"
+LARGER = {size: f"polyprag, batches of {size}" for size in (32, 128)}
 WHOLE, COMPILED = "polyprag, every block", "polyprag, compiled"
 PRAG, PADDED = "PRAG with PEFT", "PRAG with PEFT, padded to 3,000"
 POLY, POLY_UPPER = "PEFT Poly, every block", "PEFT Poly, upper half"
@@ -53,8 +56,9 @@ def main() -> None:
     parser.add_argument("--model", help="base model; default: the small one")
     parser.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the base model")
     parser.add_argument("--rounds", type=int, default=3, help="turns that each system has")
+    parser.add_argument("--documents", type=int, help="default: 64; with --quick 8; PRAG has 8 of them")
     given = parser.parse_args()
-    documents = 8 if given.quick else 64
+    documents = given.documents or (8 if given.quick else 64)
     base = load_base_model(given.model, dtype=given.dtype)
     samples = make_samples(documents)
     batches = Order(samples, BATCH, 0, epochs=1)
@@ -73,6 +77,12 @@ def main() -> None:
         POLY: (lambda: peft_poly(base, ours, documents, 0.0), len(samples)),
         WHOLE: (lambda: polyprag(base, samples, documents, epochs=1, from_depth=0.0), len(samples)),
     }
+    if base.device.type == "cuda" or not given.quick:
+        for size, name in LARGER.items():
+            turns[name] = (
+                partial(polyprag, base, samples, documents, epochs=epochs, batch_size=size),
+                turns[OURS][1],
+            )
     if not given.quick:
         turns[COMPILED] = (lambda: compiled_polyprag(base, samples, documents), len(samples))
         turns[PADDED] = (lambda: peft_prag(base, few[:2], width=3000), 2)
@@ -91,7 +101,7 @@ def main() -> None:
 def ratios_of(speeds: dict[str, list[float]]) -> dict[str, float]:
     """What some systems are over others: the median round's, and the least and greatest."""
     ratios = {}
-    for name in (OURS, THIRD, WHOLE, COMPILED):
+    for name in (OURS, THIRD, *LARGER.values(), WHOLE, COMPILED):
         for other in (BARE, PRAG, POLY_UPPER, POLY, PADDED):
             if name in speeds and other in speeds:
                 each = sorted(a / b for a, b in zip(speeds[name], speeds[other], strict=True))
@@ -131,9 +141,9 @@ def bare(base: BaseModel, batches: Sequence[Sequence[Sample]]) -> float:
 
 
 def polyprag(base: BaseModel, samples: Sequence[Sample], documents: int, **changes: Any) -> float:
-    settings = TrainSettings(batch_size=BATCH, **changes)
+    settings = TrainSettings(**{"batch_size": BATCH, **changes})
     # As for the others, one batch before the clock runs; and every batch counts: they differ in size.
-    train(base, samples[:BATCH], documents, replace(settings, epochs=1))
+    train(base, samples[: settings.batch_size], documents, replace(settings, epochs=1))
     steps: list[Progress] = []
     train(base, samples, documents, settings, progress=steps.append)
     return sum(p.step_seconds for p in steps)
