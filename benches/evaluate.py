@@ -162,11 +162,11 @@ class Experiment:
         return [*SETTINGS.get(self.system, []), *self.arguments.set]
 
     def run(self) -> None:
-        device = machine().get("device")
+        device = device_of({"encoding": self.encoding(), "machine": machine()})
         done = {
             (row["row"], row["variant"])
             for row in kept_rows(self.arguments.json)
-            if row["machine"].get("device") == device and all(row.get(k) == v for k, v in self.key.items())
+            if device_of(row) == device and all(row.get(k) == v for k, v in self.key.items())
         }
         print(f"{self.data}, {self.system}: {json.dumps(self.key)}", flush=True)
         if self.expected() <= done:
@@ -467,6 +467,12 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def device_of(row: dict[str, Any]) -> str | None:
+    """The GPU that a row's system was trained on, wherever it was asked; of the base model, asked on."""
+    device: str | None = (row["encoding"].get("machine") or row["machine"]).get("device")
+    return device
+
+
 _GROUP = "data model documents questions skip passages haystack yes_no dtype".split()
 
 
@@ -474,14 +480,14 @@ def tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """For each set and size: every row with its interval, then the differences."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        key = [*(row[k] for k in _GROUP), row["machine"].get("device")]  # where it was trained
+        key = [*(row[k] for k in _GROUP), device_of(row)]
         groups.setdefault(json.dumps(key), []).append(row)
     for members in groups.values():
         first = members[0]
         title = f"{first['data']}: {first['questions']} questions, {first['documents']} documents"
         title += ", by yes or no" if first["yes_no"] else ""
         title += f", in {first['dtype']}" if first["dtype"] != "fp32" else ""
-        title += f", on {first['machine']['device']}" if "device" in first["machine"] else ""
+        title += f", on {device}" if (device := device_of(first)) else ""
         title += ", searched among 47,208" if first["haystack"] else ""
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(

@@ -91,11 +91,11 @@ def main() -> None:
         for name, (work, count) in turns.items():
             speeds[name].append(count / work())
             print(f"{name}: {speeds[name][-1]:.2f} samples a second", flush=True)
-    results = [
-        {"system": name, "samples": turns[name][1], "samples_a_second": [round(s, 3) for s in found]}
-        for name, found in speeds.items()
-    ]
-    report(given.json, results, ratios_of(speeds))
+        results = [
+            {"system": name, "samples": turns[name][1], "samples_a_second": [round(s, 3) for s in found]}
+            for name, found in speeds.items()
+        ]
+        report(given.json, results, ratios_of(speeds))  # of every round: the next may not come to its end
 
 
 def ratios_of(speeds: dict[str, list[float]]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from polyprag.samples import Sample
 from polyprag.sharding import is_sharded
 
 GROUP = 8  # samples that are computed together
+_GPU_GROUP = 32  # where few of them would be a wait for launches
 _PROBE = ((1, 2, 3, 5, 3), (2, 5, 1))  # token ids that every vocabulary has
 _MOST = 64 << 30  # bytes on disk, and never more than half of what is free
 
@@ -34,8 +35,8 @@ _MOST = 64 << 30  # bytes on disk, and never more than half of what is free
 class States:
     """The states [tokens, hidden] of every sample, in a file without a name that goes when this does.
 
-    They are computed when they are first asked for, in groups of samples that depend on the samples alone:
-    a run that was stopped computes the same numbers again, bit for bit.
+    They are computed when they are first asked for, in groups that depend on the samples and the kind of
+    device alone: a run that was stopped computes the same numbers again, bit for bit.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class States:
         self._row = lower.width * base.model.dtype.itemsize
         self._begins = torch.tensor([0, *(len(s.ids) for s in samples)]).cumsum(0)[:-1].tolist()
         order = like_length(samples, range(len(samples)))
-        self._groups = [order[i : i + GROUP] for i in range(0, len(order), GROUP)]
+        size = GROUP if base.device.type == "cpu" else _GPU_GROUP
+        self._groups = [order[i : i + size] for i in range(0, len(order), size)]
         self._group_of = {i: number for number, group in enumerate(self._groups) for i in group}
         self._there = bytearray(len(self._groups))
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`

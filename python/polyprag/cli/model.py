@@ -257,8 +257,8 @@ def add(
         typer.Option(
             "--amortised/--trained",
             help="Codes by the store's router, from the texts alone: no pairs, no training. Encode with "
-            "`--set train.router=true` for a store that has one; with a thousand documents, such codes have "
-            "not been worth it (docs/method.md). Default: as the store's own documents, which "
+            "`--set train.router=true` for a store that has one; with up to three thousand documents, such "
+            "codes have not been worth it (docs/method.md). Default: as the store's own documents, which "
             "`--system dyprag` makes of their texts.",
         ),
     ] = None,
