@@ -344,6 +344,26 @@ def test_what_asks_for_nothing_is_let_be(served: Served) -> None:
     assert served.send("POST", "/v1/chat/completions", body)[0] == 200
 
 
+def test_an_answer_can_be_sent_back_as_the_client_has_it(served: Served) -> None:
+    client = served.client()
+    first = ask(client, "Where?", max_tokens=4).choices[0].message
+    conversation = [*user("Where?"), first.model_dump(), *user("And then?")]
+    assert {"annotations", "audio", "function_call", "tool_calls"} <= conversation[1].keys()
+    plain = [*user("Where?"), {"role": "assistant", "content": first.content}, *user("And then?")]
+    found = [
+        client.chat.completions.create(model="mills", messages=given, max_tokens=4)  # type: ignore[call-overload]
+        for given in (conversation, plain)
+    ]
+    assert found[0].usage == found[1].usage
+    conversation[1] |= {"annotations": [], "tool_calls": []}  # as OpenAI itself has them
+    body = {"model": "mills", "messages": conversation, "max_tokens": 4}
+    assert served.send("POST", "/v1/chat/completions", body)[0] == 200
+    for what in ({"tool_calls": [{"id": "1"}]}, {"audio": {"id": "1"}}, {"annotations": [{}]}):
+        body["messages"] = [*user("Where?"), {**conversation[1], **what}, *user("And then?")]
+        status, _, reply = served.send("POST", "/v1/chat/completions", body)
+        assert (status, reply["error"]["param"]) == (400, f"messages.1.{next(iter(what))}")
+
+
 def test_other_refusals_have_the_same_form(served: Served) -> None:
     chat, good = "/v1/chat/completions", {"model": "mills", "messages": user("Where?"), "max_tokens": 2}
     for (method, path, body, headers), status, code in (

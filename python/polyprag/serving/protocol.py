@@ -80,12 +80,19 @@ class TextPart(_Strict):
 
 
 class Message(_Strict):
-    """One turn. ``system`` (or ``developer``) is put before everything, as it is."""
+    """One turn. ``system`` (or ``developer``) is put before everything, as it is.
+
+    The fields behind ``name`` come where an answer is sent back as OpenAI's client has it; they are empty.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
     refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+    tool_calls: list[Any] | None = Field(default=None, max_length=0)
 
     @property
     def text(self) -> str:
