@@ -100,6 +100,12 @@ def test_a_question(server: Server) -> None:
     assert found["without_route"] is not None
 
 
+def test_a_store_that_is_the_folder_itself_has_its_name(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store)
+    with Store.open(".") as opened:
+        assert Explorer(opened).about()["name"] == store.name
+
+
 def test_without_a_model_documents_and_routes_are_shown(store: Path) -> None:
     with Store.open(store) as opened:
         explorer = Explorer(opened, None, "none here")

@@ -364,6 +364,16 @@ def test_an_answer_can_be_sent_back_as_the_client_has_it(served: Served) -> None
         assert (status, reply["error"]["param"]) == (400, f"messages.1.{next(iter(what))}")
 
 
+def test_a_store_that_is_the_folder_itself_has_its_name(
+    path: Path, alone: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path)
+    with Store.open(".") as store:
+        engine = SimpleNamespace(base=alone.base, routed=alone.routed, store=store)
+        service = create_app(engine).routes[0].endpoint.__self__  # type: ignore[arg-type, attr-defined]
+        assert service.name == "mills"
+
+
 def test_other_refusals_have_the_same_form(served: Served) -> None:
     chat, good = "/v1/chat/completions", {"model": "mills", "messages": user("Where?"), "max_tokens": 2}
     for (method, path, body, headers), status, code in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -199,7 +200,7 @@ def page(store: Store, about: dict[str, Any], sample: Sample, found: Looked | No
     from polyprag.pictures import STYLE, bars, heat_map, scatter
 
     info, spec = store.info(), store.spec
-    name = Path(info.path).name
+    name = Path(os.path.abspath(info.path)).name
     parts = [
         f"<h1>{escape(name)}</h1>",
         f"<p>{counted(info.documents, 'document')}, {info.bytes_per_document:,.1f} bytes a document</p>",

@@ -8,6 +8,7 @@ questions only as JSON from its own origin, and its page may load and run nothin
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from http import HTTPStatus
@@ -61,7 +62,7 @@ class Explorer:
         """What the page says of the store."""
         spec = self._store.spec
         return {
-            "name": Path(self._store.path).name,
+            "name": Path(os.path.abspath(self._store.path)).name,
             "documents": len(self._store),
             "base_model": spec.base_model.get("name"),
             "experts": spec.experts,

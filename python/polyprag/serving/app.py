@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import os
 import secrets
 import signal
 import threading
@@ -106,7 +107,7 @@ class _Service:
         check(engine.base, engine.routed)
         self.engine, self.settings = engine, settings
         self.library = Library(engine)
-        self.name = settings.name or Path(engine.store.path).name.removesuffix(".polyprag")
+        self.name = settings.name or Path(os.path.abspath(engine.store.path)).name.removesuffix(".polyprag")
         self.meters = Meters()
         self.scheduler: Scheduler | None = None
         self.began = int(time.time())
