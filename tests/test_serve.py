@@ -714,6 +714,12 @@ def test_the_command_reloads_on_sighup_and_finishes_on_sigterm(
         process.kill()
 
 
+def test_a_level_of_logs_that_there_is_not_is_a_wrong_use(run: Callable[..., Any], path: Path) -> None:
+    code, _, err = run("serve", path, "--model", "no such model", "--log-level", "loud")
+    assert (code, "'loud'" in err) == (2, True)
+    assert run("serve", path, "--model", "no such model", "--log-level", "INFO")[0] == 6
+
+
 def test_an_address_in_use_is_told_before_a_model_is_loaded(path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         polyprag.serve(path, "no such model", port=taken.getsockname()[1])

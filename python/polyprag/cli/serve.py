@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -71,7 +71,10 @@ def serve(
     allow_base_mismatch: Annotated[
         bool, typer.Option(help="Serve although the weights of the base model differ from the store's.")
     ] = False,
-    log_level: Annotated[str, typer.Option(help="`debug`, `info`, `warning` or `error`.")] = "info",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(case_sensitive=False, help="What is logged: this and what is worse."),
+    ] = "info",
     as_json: AsJson = False,
 ) -> None:
     """Serve a store over HTTP, as OpenAI's chat completions; `/health` and `/metrics` too.
