@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -72,6 +74,36 @@ def ask(
     found = dict(reply.getheaders())
     connection.close()
     return reply.status, json.loads(text) if found["Content-Type"] == "application/json" else text, found
+
+
+def test_a_page_that_is_closed_before_its_answer_leaves_no_trace(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, closed, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(question: str, k: int | None = None) -> dict[str, Any]:
+        asked.set()
+        closed.wait(60)
+        return {"question": question, "k": k}
+
+    def shut(request: Any) -> None:
+        Server.shutdown_request(server, request)
+        ended.set()
+
+    monkeypatch.setattr(server.explorer, "ask", slow)
+    monkeypatch.setattr(server, "shutdown_request", shut)
+    body = b'{"question": "Where?"}'
+    with socket.create_connection(("127.0.0.1", server.server_port)) as page:
+        page.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+        page.sendall(
+            f"POST /ask HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert asked.wait(60)
+    closed.set()
+    assert ended.wait(60)
+    assert capsys.readouterr().err == ""
 
 
 # --- what is answered -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -146,6 +147,11 @@ class Server(ThreadingHTTPServer):
         except OSError as error:
             raise OSError(error.errno, error.strerror, f"{HOST}:{port}") from error
         self.explorer = explorer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing is said of a page that was closed before its answer came."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
