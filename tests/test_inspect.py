@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from polyprag import Document, Module, Store, StoreSpec
+from polyprag.cli import common
 from polyprag.cli.exits import ExitCode
 from polyprag.errors import InvalidInput, UnknownId, Unrouted
 from polyprag.inspection import draw, evenness, facets, map_of, nearest
@@ -111,6 +112,19 @@ def test_a_document_is_shown(run: Callable[..., Any], store: Path) -> None:
     code, out, err = run("inspect", store, "--document", "nope")
     assert (code, out) == (ExitCode.INPUT, "")
     assert "nope" in err
+
+
+def test_in_a_narrow_terminal_numbers_are_whole_and_bars_go(
+    run: Callable[..., Any], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(store) as opened:
+        numbers = [f"{part.bytes:,}" for part in opened.info().parts]
+    for width, bars in ((80, True), (60, True), (50, False), (40, False)):
+        monkeypatch.setattr(common.out, "_width", width)
+        shown = run("inspect", store)[1].partition("Footprint")[2]
+        assert max(map(len, shown.splitlines())) <= width
+        assert ("█" in shown) == bars
+        assert all(f" {number} │" in shown for number in numbers)
 
 
 class Page(HTMLParser):

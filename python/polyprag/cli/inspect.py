@@ -16,6 +16,8 @@ from polyprag.cli.common import AsJson, StorePath, counted, document_id, out, pr
 from polyprag.jsonl import write_atomic
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from polyprag._polyprag import StoreInfo
     from polyprag.inspection import Neighbour, Sample
 
@@ -138,7 +140,7 @@ def _look_at(store: Store, id: str | int, sample: Sample, k: int) -> Looked:
 
 
 def _show(store: Store, about: dict[str, Any]) -> None:
-    from rich.table import Table
+    from rich.measure import Measurement
 
     info, spec = store.info(), store.spec
     unrouted = f" ({info.unrouted:,} without a route)" if info.unrouted else ""
@@ -147,21 +149,41 @@ def _show(store: Store, about: dict[str, Any]) -> None:
         f"{about['base_model']}; {spec.experts} experts of rank {spec.rank} as {store.expert_dtype}, "
         f"alpha {spec.alpha:g}, {spec.groups} route groups; routes as {spec.codec}"
     )
-    table = Table("part", title="Footprint", title_justify="left")
-    for name in ("bytes", "bytes a document"):
-        table.add_column(name, justify="right")
-    table.add_column("", no_wrap=True)
-    table.add_row("all of it", f"{info.total_bytes:,}", f"{info.bytes_per_document:,.1f}", "", style="bold")
-    table.add_section()
-    most = max(part.bytes for part in info.parts)
-    for part in sorted(info.parts, key=lambda part: -part.bytes):
-        bar = "█" * round(_BAR * part.bytes / most) or "▏"
-        share = f"{bar} {part.bytes / info.total_bytes:.1%}"
-        table.add_row(part.role, f"{part.bytes:,}", f"{part.bytes_per_document:,.1f}", share)
-    table.add_section()
-    lora = info.lora_bytes_per_document
-    table.add_row("one LoRA a document", f"{lora * info.documents:,}", f"{lora:,.1f}", "")
+    table = _footprint(info)
+    any_width = out.options.update(width=1_000)
+    if Measurement.get(out, any_width, table).minimum > out.width:
+        table = _footprint(info, drawn=False)  # the numbers say the same
     out.print(table)
+
+
+def _footprint(info: StoreInfo, *, drawn: bool = True) -> Table:
+    """Where the bytes are; ``drawn``: with bars."""
+    from rich.table import Table
+
+    lora = info.lora_bytes_per_document
+    parts = sorted(info.parts, key=lambda part: -part.bytes)
+    rows = [
+        ("all of it", info.total_bytes, info.bytes_per_document),
+        *((part.role, part.bytes, part.bytes_per_document) for part in parts),
+        ("one LoRA a document", lora * info.documents, lora),
+    ]
+    numbers = [(f"{whole:,}", f"{each:,.1f}") for _, whole, each in rows]
+    bars = [""] * len(rows)
+    for place, part in enumerate(parts, start=1):
+        bar = "█" * round(_BAR * part.bytes / parts[0].bytes) or "▏"
+        bars[place] = f"{bar} {part.bytes / info.total_bytes:.1%}"
+    table = Table(title="Footprint", title_justify="left")
+    table.add_column("part", min_width=max(len(part.role) for part in parts))
+    for name, column in zip(("bytes", "bytes a\ndocument"), zip(*numbers, strict=True), strict=True):
+        # A number that is cut off would be read as another one.
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(map(len, column)))
+    if drawn:
+        table.add_column("", no_wrap=True, min_width=max(map(len, bars)))
+    for place, (row, number, bar) in enumerate(zip(rows, numbers, bars, strict=True)):
+        table.add_row(row[0], *number, *([bar] if drawn else []), style="" if place else "bold")
+        if place in (0, len(parts)):
+            table.add_section()
+    return table
 
 
 def _show_document(found: Looked) -> None:
