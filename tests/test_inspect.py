@@ -127,6 +127,15 @@ def test_in_a_narrow_terminal_numbers_are_whole_and_bars_go(
         assert all(f" {number} │" in shown for number in numbers)
 
 
+def test_titles_cannot_command_the_terminal(run: Callable[..., Any], make_store: Any, tmp_path: Path) -> None:
+    text = "A mill.\r\n\x1b]0;owned\x07It \x9b31mstands."
+    path = make_store(tmp_path / "s", [Document("a", text, "Mi\x1b[2Jll"), Document("b", "A fjord.")])
+    code, out, err = run("inspect", path, "--document", "a")
+    assert (code, err) == (0, "")
+    assert "a  Mi[2Jll\nA mill.\n]0;ownedIt 31mstands.\n" in out
+    assert not set(out) & set("\x1b\x9b\x07\r")
+
+
 class Page(HTMLParser):
     """Tags and texts of a page."""
 

@@ -29,12 +29,17 @@ NewStorePath = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 
+# Titles and texts are other people's, and a terminal obeys what it is sent.
+_CONTROLS = {n: None for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n"}
+
 _T = TypeVar("_T")
 
 
 def say(text: str, style: str | None = None, console: Console = out) -> None:
-    """A line as it is: paths and answers hold brackets, and are copied from the terminal."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """A line as it is, but for control characters: paths and answers hold brackets, and are copied from the
+    terminal.
+    """
+    console.print(text.translate(_CONTROLS), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def counted(count: int, what: str) -> str:
