@@ -154,6 +154,8 @@ def test_questions_that_ask_nothing_are_refused(engine: Engine) -> None:
     for empty in ("", " \n\t"):
         with pytest.raises(InvalidInput, match="question 2 of 2 is empty"):
             engine.ask_batch(["amber", empty])
+    with pytest.raises(InvalidInput, match="question 1 of 1 is no valid Unicode"):
+        engine.ask("amber \udcff")  # as Python reads a byte that is no UTF-8 on the command line
     with pytest.raises(InvalidInput, match="k is at least 1"):
         engine.ask("amber", k=0)
     with pytest.raises(InvalidInput, match="rule"):

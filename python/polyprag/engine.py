@@ -180,7 +180,7 @@ class Engine:
                 was trained for.
 
         Raises:
-            InvalidInput: an empty question, or k below 1.
+            InvalidInput: a question that is empty or no valid Unicode, or k below 1.
         """
         combination = self._combination(questions, k, rule, temperature)
         started = time.perf_counter()
@@ -235,6 +235,12 @@ class Engine:
         for number, question in enumerate(questions):
             if not question.strip():
                 raise InvalidInput(f"question {number + 1} of {len(questions)} is empty")
+            try:
+                question.encode()
+            except UnicodeEncodeError as error:  # typed in a terminal of another encoding, say
+                raise InvalidInput(
+                    f"question {number + 1} of {len(questions)} is no valid Unicode; send UTF-8"
+                ) from error
         own = self.store.spec.combination
         k = own.k if k is None else k
         if k < 1:
