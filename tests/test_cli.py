@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import polyprag
 from conftest import left_in
 from machine import no_rights
-from polyprag import Document, Store
+from polyprag import Combination, Document, Store
 from polyprag.cli.exits import ExitCode
 from polyprag.encode import work_folder
 
@@ -592,6 +592,16 @@ def test_ask_for_people_and_for_machines(run: Callable[..., Any], store: Path, m
         code, _, err = run(*ask, question)
         assert code == ExitCode.INPUT
         assert "empty" in one_line(err)
+
+
+def test_a_route_that_the_rule_leaves_out_is_a_route(
+    run: Callable[..., Any], make_store: Callable[..., Path], tmp_path: Path, model_folder: Path
+) -> None:
+    path = make_store(tmp_path / "first", DOCUMENTS, unrouted=1, combination=Combination(3, "first", 1.0))
+    code, out, _ = run("ask", path, "--model", model_folder, *TINY, "coral birch denim")
+    assert code == 0
+    weights = sorted(re.findall(r", (weight \S+|no route)\)", out))
+    assert weights == ["no route", "weight 0.00", "weight 1.00"]
 
 
 def test_inspect(run: Callable[..., Any], store: Path) -> None:

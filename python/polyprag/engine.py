@@ -44,7 +44,9 @@ Route: TypeAlias = NDArray[np.float32] | None
 
 @dataclass(frozen=True)
 class Source:
-    """A document that an answer came from: its BM25 score and the weight of its route (0: it has none)."""
+    """A document that an answer came from: its BM25 score, and the weight that its route has in the combined
+    one. 0: it has no route, or the rule leaves it out (``first``).
+    """
 
     id: str | int
     title: str | None

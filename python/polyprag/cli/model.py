@@ -358,6 +358,8 @@ def ask(
         allow_base_mismatch=allow_base_mismatch,
     ) as engine:
         answers = engine.ask_batch(question, k=k)
+        found = {source.id for answer in answers for source in answer.documents}
+        routed = {id for id in found if engine.store.is_routed(id)}
     for answer in answers:
         if as_json:
             print_json(
@@ -373,7 +375,7 @@ def ask(
             say(answer.question, "dim")
         say(answer.text or "(no answer)", "bold")
         for source in answer.documents:
-            weight = f"weight {source.weight:.2f}" if source.weight else "no route"
+            weight = f"weight {source.weight:.2f}" if source.id in routed else "no route"
             say(f"  {source.title or source.id}  (BM25 {source.score:.2f}, {weight})", "dim")
         if not answer.documents:
             say("  no document matches the question: this is the base model's own answer", "yellow")
