@@ -182,6 +182,9 @@ def test_what_cannot_be_exported_leaves_nothing_behind(
     dest.mkdir()
     with pytest.raises(FileExistsError):
         polyprag.export_peft(path, ["d0"], dest)
+    with pytest.raises(FileNotFoundError) as lost:
+        polyprag.export_peft(path, ["d0"], tmp_path / "none" / "out")
+    assert lost.value.filename == str(tmp_path / "none" / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "s"]
 
 

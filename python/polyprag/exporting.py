@@ -309,7 +309,10 @@ def _new_folder(dest: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder that takes the name ``dest`` once it is whole."""
     target = Path(os.path.abspath(absent(dest)))
     scratch = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-    scratch.mkdir()
+    try:
+        scratch.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(dest)) from error  # as the caller knows it
     try:
         yield scratch
         scratch.rename(target)
