@@ -71,6 +71,17 @@ def test_one_store_asked_with_two_seeds_is_one_training() -> None:
     assert [run.name for run in grouped({"a": a, "c": c})] == ["a and 1 other seeds"]
 
 
+def test_trainings_that_were_asked_other_questions_are_no_seeds_of_each_other() -> None:
+    drawn = [
+        report({"own_route": 0.7}, seed=n, train_seed=n, store=f"store {n}", questions=QUESTIONS[n : n + 50])
+        for n in range(2)
+    ]
+    runs = grouped(dict(zip("ab", drawn, strict=True)))
+    assert [run.name for run in runs] == ["a", "b"]
+    with pytest.raises(InvalidInput, match="different questions"):
+        comparison_grids(runs)
+
+
 def test_a_difference_is_real_or_not_shown() -> None:
     before = report({"own_route": 0.4, "rag": 0.5, "mean_route": 0.3})
     after = report({"own_route": 0.9, "rag": 0.5, "mean_route": 0.35}, settings={"x": 1})

@@ -65,7 +65,8 @@ def grouped(reports: Mapping[str, Report]) -> list[Runs]:
     """
     groups: dict[str, list[tuple[str, Report]]] = {}
     for name, report in reports.items():
-        key = json.dumps([_without_seeds(_setting(report)), list(report.systems)], sort_keys=True)
+        asked = [[q.id, q.question, q.answers] for q in report.questions]  # the mean is question by question
+        key = json.dumps([_without_seeds(_setting(report)), list(report.systems), asked], sort_keys=True)
         members = groups.setdefault(key, [])
         if any(_training(other) == _training(report) for _, other in members):
             members = groups.setdefault(f"{key} {name}", [])  # the same training twice: another run
