@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from polyprag import Document, Engine, Store
-from polyprag.errors import InvalidInput
+from polyprag.errors import InvalidInput, StoreClosed
 from polyprag.explore import Explorer, open_server
 from polyprag.explore.server import MAX_DOCUMENTS, MAX_QUESTION, Server
 
@@ -265,6 +265,46 @@ def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(
     code, _, err = run("explore", store, "--port", str(server.server_port), "--no-browser")
     assert code == 1
     assert err.startswith(f"Error: 127.0.0.1:{server.server_port}: ")
+
+
+def test_the_end_waits_for_no_answer_and_leaves_none_running(store: Path) -> None:
+    class Endless:
+        def generate(self, prompts: list[str], routes: list[Any], *, on_text: Callable[..., None]) -> Any:
+            while True:
+                begun.set()
+                on_text(0, "more")
+
+    begun, said = threading.Event(), []
+
+    def asking() -> None:
+        try:
+            explorer.ask("Where is the amber mill?")
+        except StoreClosed as error:
+            said.append(str(error))
+
+    with Store.open(store) as opened:
+        explorer = Explorer(opened, Endless())  # type: ignore[arg-type]
+        thread = threading.Thread(target=asking, daemon=True)
+        thread.start()
+        assert begun.wait(60)
+        explorer.close()
+        thread.join(60)
+        assert said == ["polyprag explore has ended"]
+        with pytest.raises(StoreClosed):
+            explorer.ask("Where?")
+
+
+def test_the_command_leaves_none_running(
+    store: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(server: Server) -> None:
+        shown.append(server.explorer)
+        raise KeyboardInterrupt
+
+    shown: list[Explorer] = []
+    monkeypatch.setattr(Server, "serve_forever", interrupted)
+    assert run("explore", store, "--no-answers", "--no-browser")[0] == 130
+    assert shown[0]._closed
 
 
 def test_the_command_ends_at_ctrl_c(store: Path) -> None:

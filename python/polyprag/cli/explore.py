@@ -60,6 +60,7 @@ def explore(
                 why = f"no answers: {' '.join(reason.split())}"
                 say(f"Documents and routes alone; {why}", "yellow", err)
         server.explorer = Explorer(opened, engine, why)
+        stack.callback(server.explorer.close)
         if as_json:
             print_json({"url": server.url, "store": str(store), "answers": engine is not None})
         else:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from polyprag._polyprag import Store
-from polyprag.errors import InvalidInput, PolypragError
+from polyprag.errors import InvalidInput, PolypragError, StoreClosed
 from polyprag.inspection import facets, facets_json
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Explorer:
     def __init__(self, store: Store, engine: Engine | None = None, why_no_answers: str | None = None) -> None:
         self._store, self._engine, self._why = store, engine, why_no_answers
         self._one_at_a_time = threading.Lock()  # two questions at once would only share the processor
+        self._closed = False
 
     def about(self) -> dict[str, Any]:
         """What the page says of the store."""
@@ -81,6 +82,7 @@ class Explorer:
 
         Raises:
             InvalidInput: an empty or too long question, or a k that is not 1 to 20.
+            StoreClosed: after :meth:`close`.
         """
         if not question.strip():
             raise InvalidInput("the question is empty")
@@ -91,13 +93,13 @@ class Explorer:
         if not 1 <= k <= MAX_DOCUMENTS:
             raise InvalidInput(f"k is 1 to {MAX_DOCUMENTS}, not {k}")
         with self._one_at_a_time:
+            self._go_on()
             started = time.perf_counter()
             hits = self._store.search(question, k)
             route, weights = self._combined(hits)
             answers: dict[str, str | None] = {"with_route": None, "without_route": None}
             if self._engine is not None:
-                asked = [question, question] if route is not None else [question]
-                found = self._engine.answer(asked, [None, route][: len(asked)])
+                found = self._answers(self._engine, question, [None] if route is None else [None, route])
                 answers = {"without_route": found[0], "with_route": found[1] if route is not None else None}
             seconds = time.perf_counter() - started
         documents = self._store.documents([hit.id for hit in hits])
@@ -117,6 +119,25 @@ class Explorer:
                 for hit, document in zip(hits, documents, strict=True)
             ],
         }
+
+    def close(self) -> None:
+        """End the question that is being answered, and take no other. The store and engine are left open.
+
+        A thread in the middle of a model must not be there when the process ends: that would abort it.
+        """
+        self._closed = True
+        with self._one_at_a_time:
+            pass
+
+    def _go_on(self, *piece: object) -> None:  # noqa: ARG002 - of a text, which is not shown before its end
+        if self._closed:
+            raise StoreClosed("polyprag explore has ended")
+
+    def _answers(self, engine: Engine, question: str, routes: list[Any]) -> list[str]:
+        from polyprag.models import answer_text, question_prompt
+
+        prompts = [question_prompt(question)] * len(routes)
+        return [answer_text(text) for text in engine.generate(prompts, routes, on_text=self._go_on)]
 
     def _combined(self, hits: list[Any]) -> tuple[Any, dict[Any, float]]:
         from polyprag.combining import combination_weights
