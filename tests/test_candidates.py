@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprag.candidates import candidate_answers, opener
+from polyprag.candidates import candidate_answers, is_person, opener
 from polyprag.text import normalise
 
 
@@ -83,6 +86,25 @@ def test_a_date_may_end_a_sentence_within_brackets() -> None:
     sentence = "Marta Helm (born 1902, died 1971"
     assert opener(sentence, "1971", "Marta Helm", person=True) == "When"
     assert opener(f"{sentence})", "1971", "Marta Helm", person=True) == "When did Marta Helm die"
+
+
+@given(
+    st.lists(st.sampled_from(["1902", "71", "–", "-", "(", ")", "born", "he", " ", "x"]), max_size=14).map(
+        "".join
+    )
+)
+def test_two_years_in_brackets_are_a_person(text: str) -> None:
+    said = r"\b(?:he|she|his|her|who)\b|\(born |\([^()]*\d{4}[^()]*[–-][^()]*\d{4}[^()]*\)"
+    assert is_person(text) == (re.search(said, text) is not None)
+
+
+def test_a_bracket_that_never_ends_costs_no_hours() -> None:
+    years = ", ".join(f"{year}-{year + 1}" for year in range(1000, 9000))
+    begun = time.process_time()
+    assert not is_person(f"The table :( {years}")
+    assert not is_person(f"The table ({years.replace('-', '/')})")
+    assert is_person(f"The table ({years})")
+    assert time.process_time() - begun < 5
 
 
 _TEXT = st.text(max_size=60) | st.lists(

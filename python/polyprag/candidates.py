@@ -211,15 +211,22 @@ _POSSESSIVES = frozenset("his her its their".split())
 _PLACE_BEFORE = frozenset("in at on near from to into inside outside beside of".split())
 _NAMING = frozenset("called named titled as".split())
 _YEAR = re.compile(r"1\d{3}|20\d{2}")
-_PERSON = re.compile(
-    r"\b(?:he|she|his|her|who)\b|\(born |\([^()]*\d{4}[^()]*[–-][^()]*\d{4}[^()]*\)", re.IGNORECASE
-)
+_PERSON = re.compile(r"\b(?:he|she|his|her|who)\b|\(born ", re.IGNORECASE)
+_BRACKETED = re.compile(r"\(([^()]*)\)")
+_FOUR_DIGITS = re.compile(r"\d{4}")
 _BRACKETS = re.compile(r" ?\([^()]*\)")
 
 
 def is_person(text: str) -> bool:
     """Whether an English text speaks of a person, by its pronouns or by two years in brackets."""
-    return _PERSON.search(text) is not None
+    return _PERSON.search(text) is not None or any(_lifetime(m[1]) for m in _BRACKETED.finditer(text))
+
+
+def _lifetime(text: str) -> bool:
+    """Whether a text has a year, a dash and another year, in this order, whatever stands between."""
+    years = [m.span() for m in _FOUR_DIGITS.finditer(text)]
+    # No pattern for all three: where one of them is missing it would try all of the others with each other.
+    return len(years) > 1 and re.search("[–-]", text[years[0][1] : years[-1][0]]) is not None
 
 
 def with_subject(sentence: str, title: str, answer: str = "") -> str:
