@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import polyprag.augment.local
 from polyprag._polyprag import Document
 from polyprag.augment import AugmentSettings, Pair, augment, read_pairs
+from polyprag.augment.checks import checked_rewrite
 from polyprag.augment.local import LocalAugmenter, sentences
 from polyprag.candidates import candidate_answers
 from polyprag.errors import CorpusError
@@ -167,6 +168,14 @@ def test_a_rewrite_is_kept_only_if_it_keeps_to_the_facts(tiny_base: BaseModel, s
         (found,) = augment(LocalAugmenter(tiny_base), [TARN], AugmentSettings(rewrite=True))
         assert found.rewrite == (said if kept else None)
         assert found.dropped.get("rewrite", 0) == (0 if kept else 1)
+
+
+def test_numbers_with_commas_and_points_are_known_from_the_passage() -> None:
+    passage = "Ost has 1,902 houses, 12,400 sheep and 3.5 square miles, and lies 2.7 miles from Lindau."
+    rewrite = "Ost: 12,400 sheep and 1,902 houses on 3.5 square miles, which are 2.7 miles from Lindau."
+    assert checked_rewrite(passage, rewrite) == rewrite
+    other = "Ost: 12,499 sheep and 1,999 houses on 3.6 square miles, which are 2.8 miles from Lindau."
+    assert checked_rewrite(passage, other) is None
 
 
 # Resuming

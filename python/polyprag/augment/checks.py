@@ -11,6 +11,7 @@ from polyprag.text import normalise
 
 QUESTION_MARKS = ("?", "？", "؟", ";", "।")
 YES_NO = frozenset({"yes", "no"})
+_NUMBER = r"\d[\d,.]*\d"  # with its commas and points
 
 
 def keep(
@@ -48,11 +49,11 @@ def keep(
 
 
 def checked_rewrite(passage: str, rewrite: str) -> str | None:
-    """A rewrite that keeps the passage's numbers and names, and adds none; else None."""
+    """A rewrite that is about as long as the passage and adds no numbers and names of its own; else None."""
     passage = passage.strip()
     if not 0.4 * len(passage) <= len(rewrite) <= 1.6 * len(passage) or rewrite.strip() == passage.strip():
         return None
-    facts = set(re.findall(r"\d[\d,.]*\d|\d|\b[A-Z]\w+", rewrite))
-    known = set(re.findall(r"\w+|\d[\d,.]*\d", passage.lower()))
+    facts = set(re.findall(rf"{_NUMBER}|\d|\b[A-Z]\w+", rewrite))
+    known = set(re.findall(r"\w+", passage.lower())) | set(re.findall(_NUMBER, passage))
     strange = {f for f in facts if f.lower() not in known}
     return rewrite if len(strange) <= 0.1 * max(len(facts), 1) + 1 else None
