@@ -9,6 +9,7 @@ import pytest
 from polyprag.encode import Recipe
 from polyprag.errors import InvalidInput
 from polyprag.recipes import recipe_of, with_settings
+from polyprag.samples import SampleSettings
 
 
 def test_a_recipe_by_name_is_that_system() -> None:
@@ -34,6 +35,7 @@ def test_settings_are_set_by_name() -> None:
             'train.targets=["fc1","fc2"]',
             "train.gumbel=true",
             "samples.loss_on=answer",
+            "augment.temperature=1",
             "add_epochs=2",
         ],
     )
@@ -44,6 +46,8 @@ def test_settings_are_set_by_name() -> None:
     assert train.gumbel
     assert recipe.samples.loss_on == "answer"
     assert recipe.add_epochs == 2
+    assert isinstance(recipe.augment.temperature, float)
+    assert with_settings(recipe, ["augment.temperature=null"]).augment.temperature is None
     assert with_settings(recipe, []) == recipe
 
 
@@ -61,8 +65,18 @@ def test_settings_are_set_by_name() -> None:
         ("train.epochs=true", "a value like 6"),
         ("train.phi=1", "a value like 'linear'"),
         ("train.epochs=0", "at least 1"),
+        ("train.top_k=two", "expected a value: a whole number or null"),
+        ("train.targets=[1]", "a list of a text"),
+        ("augment.temperature=hot", "expected a value: a number or null"),
+        ("samples.loss_on=answers", "one of 'all', 'answer'"),
+        ("augmenter=5", "a text or null"),
     ],
 )
 def test_what_is_no_setting_is_refused(setting: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         with_settings(Recipe(), [setting])
+
+
+def test_samples_know_what_their_loss_is_on() -> None:
+    with pytest.raises(InvalidInput, match="loss_on is one of all, answer"):
+        SampleSettings(loss_on="answers")  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def _read(hint: Any, default: object, value: object, name: str) -> object:
         return read_fields(whole() if default is None else default, value, name)
     value = tuple(value) if isinstance(value, list) else value
     if not fits(hint, value):
-        raise InvalidInput(f"{name}: expected {_said(hint)}, found {value!r}")
+        raise InvalidInput(f"{name}: expected {said(hint)}, found {value!r}")
     return value
 
 
@@ -58,11 +58,12 @@ def fits(hint: Any, value: object) -> bool:
     return type(value) is hint
 
 
-def _said(hint: Any) -> str:
+def said(hint: Any) -> str:
+    """An annotation that :func:`fits` takes, in words."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(repr, get_args(hint)))}"
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_said, get_args(hint)))
+        return " or ".join(map(said, get_args(hint)))
     if get_origin(hint) is tuple:
-        return f"a list of {_said(get_args(hint)[0])}"
+        return f"a list of {said(get_args(hint)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, "null")

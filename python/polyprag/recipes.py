@@ -6,10 +6,11 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
 
 from polyprag.encode import Recipe
 from polyprag.errors import InvalidInput
+from polyprag.fields import fits, said
 from polyprag.samples import SampleSettings
 from polyprag.training import TrainSettings
 
@@ -102,8 +103,10 @@ def _set(part: Any, path: list[str], value: Any, setting: str) -> Any:
         return replace(part, **{name: _set(old, rest, value, setting)})
     if isinstance(value, list):
         value = tuple(value)
-    if isinstance(old, float) and type(value) is int:
+    hint = get_type_hints(type(part))[name]
+    if type(value) is int and float in (hint, *get_args(hint)):
         value = float(value)
-    if old is not None and type(value) is not type(old):
-        raise InvalidInput(f"{setting!r}: expected a value like {old!r}")
+    if not fits(hint, value):
+        like = "" if old is None else f" like {old!r}"
+        raise InvalidInput(f"{setting!r}: expected a value{like}: {said(hint)}")
     return replace(part, **{name: value})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,6 +34,8 @@ class SampleSettings:
     loss_on: LossOn = "all"
 
     def __post_init__(self) -> None:
+        if self.loss_on not in get_args(LossOn):
+            raise InvalidInput(f"loss_on is one of {', '.join(get_args(LossOn))}, not {self.loss_on!r}")
         if not (math.isfinite(self.with_passage) and self.with_passage >= 0):
             raise InvalidInput(f"with_passage is a number of at least 0, not {self.with_passage}")
 
