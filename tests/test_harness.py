@@ -146,6 +146,8 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
         Harness([])
     with pytest.raises(InvalidInput, match="same id"):
         Harness([QUESTIONS[0], QUESTIONS[0]])
+    with pytest.raises(InvalidInput, match="seed is at least 0"):
+        Harness(QUESTIONS, seed=-1)
     harness = Harness(QUESTIONS)
     harness.ask(Numbers())
     with pytest.raises(InvalidInput, match="another name"):

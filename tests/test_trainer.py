@@ -584,6 +584,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_base: BaseModel, tmp_path: 
         {"table_lr": float("inf")},
         {"clip": -1.0},
         {"softmax": "half"},
+        {"seed": -1},
+        {"seed": 1 << 64},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:

@@ -235,6 +235,7 @@ def test_noise_is_drawn_anew_each_step_and_the_same_in_each_run(tiny_base: BaseM
     with pytest.raises(KeyboardInterrupt):
         train(tiny_base, facts(tiny_base), 4, settings, checkpoint=tmp_path / "c.pt", progress=stop_after(5))
     assert same(train(tiny_base, facts(tiny_base), 4, settings, checkpoint=tmp_path / "c.pt"), whole)
+    train(tiny_base, facts(tiny_base), 4, replace(settings, seed=(1 << 64) - 1, epochs=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

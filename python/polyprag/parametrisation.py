@@ -151,7 +151,7 @@ class _Latent(ABC):
         z = self.logits(documents, rows, step)
         if self.settings.gumbel:
             # Of seed and step alone, so that every process and a resumed run draw the same.
-            draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
+            draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + step) % (1 << 64))
             u = torch.rand(z.shape, generator=draw).clamp(1e-6, 1 - 1e-6).to(z)
             z = z + torch.logit(u)
         return self.phi(z)

@@ -110,6 +110,8 @@ class TrainSettings:
         for name in ("warmup", "mixture", "router_alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 64:
+            raise InvalidInput(f"seed is a whole number from 0 to 2**64 - 1, not {self.seed}")
         if not 0 <= self.from_depth < 1:
             raise InvalidInput(f"from_depth is a share from 0 to below 1, not {self.from_depth}")
         Phi(self.phi, self.top_k)

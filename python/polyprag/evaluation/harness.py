@@ -42,6 +42,8 @@ class Harness:
             raise InvalidInput("there is no question to ask")
         if together < 1:
             raise InvalidInput(f"together is at least 1, not {together}")
+        if seed < 0:  # numpy takes none, which would be found out once the first system was asked
+            raise InvalidInput(f"seed is at least 0, not {seed}")
         if len({question.id for question in questions}) < len(questions):
             raise InvalidInput("two questions have the same id: give each its own")
         self.questions = tuple(questions)
