@@ -61,6 +61,20 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture
+def bytewise() -> PreTrainedTokenizerFast:
+    """One token a byte, as of a tokenizer that knows no letters of most scripts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {c: i for i, c in enumerate(["<pad>", "<end>", *alphabet])}
+    tokens = Tokenizer(models.BPE(vocabulary, [], unk_token=None))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", eos_token="<end>")
+
+
 _SIZES: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 48, "num_key_value_heads": 2},
     "qwen2": {"intermediate_size": 48, "num_key_value_heads": 2},

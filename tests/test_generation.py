@@ -539,17 +539,11 @@ def test_a_stream_holds_back_what_may_become_a_stop_string(
 
 
 def test_a_stream_gives_no_part_of_a_character(
-    scripted: Callable[..., BaseModel], build_model: Callable[..., PreTrainedModel]
+    scripted: Callable[..., BaseModel],
+    build_model: Callable[..., PreTrainedModel],
+    bytewise: PreTrainedTokenizerFast,
 ) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {c: i for i, c in enumerate(["<pad>", "<end>", *alphabet])}
-    tokens = Tokenizer(models.BPE(vocabulary, [], unk_token=None))
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    bytewise = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", eos_token="<end>")
-    base = BaseModel(build_model(vocab_size=len(vocabulary)), bytewise, "bytes")
+    base = BaseModel(build_model(vocab_size=len(bytewise)), bytewise, "bytes")
     base = scripted({"Q": "é 東 🏝 a"}, base)
     assert pieces_of(base, ["Q"], GenerationSettings(40)) == [["é", " ", "東", " ", "🏝", " ", "a"]]
     assert pieces_of(base, ["Q"], GenerationSettings(5)) == [["é", " ", "\N{REPLACEMENT CHARACTER}"]]

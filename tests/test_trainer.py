@@ -691,3 +691,17 @@ def test_a_document_without_pairs_gives_its_passage_and_one_without_text_nothing
     assert [s.document for s in build_samples(documents, nothing, begins)] == [0, 3]
     with pytest.raises(ValueError, match="zip"):
         build_samples(documents, nothing[:-1], tiny_base.tokenizer)
+
+
+def test_a_passage_is_cut_between_characters_and_stays_as_it_is_before(
+    tiny_base: BaseModel, bytewise: PreTrainedTokenizerFast
+) -> None:
+    tidy = copy.deepcopy(tiny_base.tokenizer)
+    tidy.clean_up_tokenization_spaces = True
+    for text, tokenizer in (("é東🏝" * 20, bytewise), ("Is n't it 's ? " * 20, tidy)):
+        for tokens in range(20, 40):
+            settings = SampleSettings(passage_tokens=tokens)
+            (sample,) = build_samples([Document(0, text)], [Augmentation(0)], tokenizer, settings)
+            kept = str(tokenizer.decode(sample.ids[:-1], clean_up_tokenization_spaces=False))
+            assert text.startswith(kept)
+            assert tokens - 4 < len(sample.ids) - 1 <= tokens

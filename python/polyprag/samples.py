@@ -18,6 +18,8 @@ from polyprag.text import normalise
 
 LossOn = Literal["all", "answer"]
 
+_TORN = "\N{REPLACEMENT CHARACTER}"
+
 
 @dataclass(frozen=True)
 class SampleSettings:
@@ -91,7 +93,10 @@ def build_samples(
 def _truncate(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> str:
     head = text[: 32 * limit]  # far more than the limit, far less than a megabyte
     ids = tokenizer(head, add_special_tokens=False).input_ids
-    return head if len(ids) <= limit else str(tokenizer.decode(ids[:limit]))
+    if len(ids) <= limit:
+        return head
+    # The last of these tokens may be the beginning of a character.
+    return str(tokenizer.decode(ids[:limit], clean_up_tokenization_spaces=False)).rstrip(_TORN)
 
 
 def _sample(
