@@ -680,6 +680,10 @@ def test_dyprag_encodes_and_adds_as_any_system(
     code, out, err = run("add", new, store, *options)
     assert (code, out) == (0, f"1 document added to {store}\n"), err
     assert not (work_folder(store) / "added.jsonl").exists(), "no pair was written"
+    assert run("recode", store, tmp_path / "q8", "--codec", "q8")[0] == 0
+    code, out, err = run("add", new, tmp_path / "q8", *options, "--on-duplicate", "replace", "--epochs", "1")
+    assert code == 0, err
+    assert (work_folder(tmp_path / "q8") / "added.jsonl").exists(), "without its router it is trained"
 
 
 @pytest.mark.usefixtures("short_answers")

@@ -829,6 +829,18 @@ def test_a_router_is_recoded_with_its_decoder(path: Path, tiny_base: BaseModel) 
         assert (Store.open(dest).router is not None) == kept
 
 
+def test_without_the_router_that_made_its_routes_a_store_trains_those_of_new_documents(
+    path: Path, tiny_base: BaseModel, trained: list[Encoding]
+) -> None:
+    dest = path.with_name("q8")
+    encode(tiny_base, DOCUMENTS, path, replace(ROUTER, train=replace(ROUTER.train, router_alone=1.0)))
+    recode(path, dest, codec="q8")
+    assert add(tiny_base, NEW, path) == 2
+    assert len(trained) == 1, "the router made their codes"
+    assert add(tiny_base, NEW, dest) == 2
+    assert len(trained) == 2
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -303,7 +303,7 @@ def add(
         amortised: the codes are what the store's router makes of title and text; nothing is augmented, and
             nothing trained. A document without a text gets no route. Every 50,000 documents are committed:
             after Ctrl-C, the same call goes on with ``on_duplicate="skip"``. None: if the routes of the
-            store's own documents were made so (DyPRAG's are), and no pairs are given.
+            store's own documents were made so (DyPRAG's are), their router is there, and no pairs are given.
         epochs: passes over the pairs; None is what the store's recipe says. Where the router makes the codes,
             nothing is trained and it counts for nothing.
 
@@ -325,7 +325,10 @@ def add(
                 "encode anew"
             )
         if amortised is None:
-            amortised = recipe.amortised and augmenter is None and written is None
+            # A router does not come along to every codec.
+            amortised = (
+                recipe.amortised and store.router is not None and augmenter is None and written is None
+            )
         if amortised and (augmenter is not None or written is not None):
             raise InvalidInput(
                 "amortised: the router reads the texts alone, and no pairs are needed: give neither pairs "
