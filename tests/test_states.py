@@ -20,7 +20,8 @@ from polyprag.layers import RoutedModel, find_targets
 from polyprag.models import BaseModel
 from polyprag.samples import Sample
 from polyprag.states import GROUP, States
-from polyprag.trainer import Encoding, TrainSettings, train
+from polyprag.trainer import Encoding, Progress, TrainSettings, train
+from polyprag.world import World
 
 FAMILIES = [
     "llama",
@@ -92,6 +93,23 @@ def test_training_is_the_same_with_kept_states(tiny_base: BaseModel, changes: di
     assert a.losses[-1] < a.losses[0]
 
 
+def test_a_run_whose_disk_filled_up_goes_on_without_kept_states(tiny_base: BaseModel, tmp_path: Path) -> None:
+    samples, steps = samples_of(tiny_base), []
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_base, samples, 5, SETTINGS, checkpoint=tmp_path / "c.pt", progress=stop)
+    without = replace(SETTINGS, keep_states=False)
+    resumed = train(
+        tiny_base, samples, 5, without, checkpoint=tmp_path / "c.pt", progress=lambda p: steps.append(p.step)
+    )
+    assert steps[0] == 3
+    assert close(resumed, train(tiny_base, samples, 5, SETTINGS))
+
+
 def test_the_lower_blocks_compute_each_group_once(tiny_base: BaseModel) -> None:
     samples = samples_of(tiny_base)
     calls: list[int] = []
@@ -126,4 +144,19 @@ def test_the_file_has_no_name_and_a_full_disk_is_told(
     states.close()
     monkeypatch.setattr("polyprag.states.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     assert States.of(tiny_base, routed, samples_of(tiny_base), None) is None
+    routed.detach()
+
+
+def test_the_files_of_all_processes_have_to_fit_the_disk(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed, samples = attach(tiny_base, 0.5), samples_of(tiny_base)
+    needed = 4 * tiny_base.model.config.hidden_size * sum(len(s.ids) for s in samples)
+    monkeypatch.setattr("polyprag.states.shutil.disk_usage", lambda folder: SimpleNamespace(free=3 * needed))
+    for processes, kept in ((1, True), (2, False)):
+        monkeypatch.setattr(World, "current", lambda processes=processes: World(0, processes))
+        states = States.of(tiny_base, routed, samples, None)
+        assert (states is not None) == kept
+        if states is not None:
+            states.close()
     routed.detach()

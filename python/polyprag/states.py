@@ -25,11 +25,12 @@ from polyprag.layers import RoutedModel, place_in_blocks, put_back
 from polyprag.models import BaseModel
 from polyprag.samples import Sample
 from polyprag.sharding import is_sharded
+from polyprag.world import World
 
 GROUP = 8  # samples that are computed together
 _GPU_GROUP = 32  # where few of them would be a wait for launches
 _PROBE = ((1, 2, 3, 5, 3), (2, 5, 1))  # token ids that every vocabulary has
-_MOST = 64 << 30  # bytes on disk, and never more than half of what is free
+_MOST = 64 << 30  # bytes on disk, and never more than half of what is free, over all processes
 
 
 class States:
@@ -70,7 +71,7 @@ class States:
             folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder or tempfile.gettempdir()).free
         needed = sum(len(s.ids) for s in samples) * lower.width * base.model.dtype.itemsize
-        if needed > min(_MOST, free // 2):
+        if needed * World.current().size > min(_MOST, free // 2):  # each process has a file of its own
             return None
         return cls(base, lower, samples, folder)
 

@@ -516,7 +516,7 @@ def _key(
     """Names a run by all that its result depends on."""
     digest = hashlib.blake2b(digest_size=16)
     # What changes memory and time, but nothing of the result beyond its rounding, may change on the way.
-    how = {"accumulation": 1, "checkpointing": False, "compile": False, "shard": False}
+    how = {"accumulation": 1, "checkpointing": False, "compile": False, "shard": False, "keep_states": True}
     recipe = asdict(replace(settings, checkpoint_seconds=0.0, **how))  # type: ignore[arg-type]
     model = [fingerprint(base), str(base.model.dtype)]
     digest.update(json.dumps([model, documents, recipe], sort_keys=True).encode())
