@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import polyprag.augment.local
 from polyprag._polyprag import Document
-from polyprag.augment import AugmentSettings, Pair, augment, read_pairs
+from polyprag.augment import AugmentSettings, Pair, Prompts, augment, read_pairs
 from polyprag.augment.checks import checked_rewrite
 from polyprag.augment.local import LocalAugmenter, sentences
 from polyprag.candidates import candidate_answers
@@ -176,6 +177,18 @@ def test_numbers_with_commas_and_points_are_known_from_the_passage() -> None:
     assert checked_rewrite(passage, rewrite) == rewrite
     other = "Ost: 12,499 sheep and 1,999 houses on 3.6 square miles, which are 2.8 miles from Lindau."
     assert checked_rewrite(passage, other) is None
+
+
+def test_what_a_table_of_positions_cannot_hold_is_not_asked_for(
+    build_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base = BaseModel(build_model("gpt2"), tokenizer, "gpt2")
+    short = AugmentSettings(rewrite=True, prompts=Prompts(question_examples="", rewrite_examples=""))
+    documents = [Document(0, "It was built in 1902 and " + "grew and " * 60), Document(1, "In 1902 it rose.")]
+    long, other = augment(LocalAugmenter(base), documents, short)
+    assert (long.pairs, long.rewrite) == ((), None)
+    assert long.dropped["too_long"] == len(candidate_answers(documents[0].text or ""))
+    assert "too_long" not in other.dropped
 
 
 # Resuming

@@ -73,17 +73,22 @@ def context_length(base: BaseModel) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
+def positions(base: BaseModel) -> int | None:
+    """How many tokens a model's table of positions holds; None for rotary ones, which have none and go on."""
+    rotary = hasattr(base.model.config.get_text_config(), "rope_parameters")
+    return None if rotary else context_length(base)
+
+
 def check_length(base: BaseModel, tokens: int, whose: str) -> None:
     """Refuse more tokens than a model has positions in a table: past it a GPU fails, for the whole process.
 
-    Rotary positions have no table, and go on. ``whose``: what has so many tokens, and the remedy.
+    ``whose``: what has so many tokens, and the remedy.
 
     Raises:
         InvalidInput: there is such a table, and it is too short.
     """
-    most = context_length(base)
-    rotary = hasattr(base.model.config.get_text_config(), "rope_parameters")
-    if most is not None and tokens > most and not rotary:
+    most = positions(base)
+    if most is not None and tokens > most:
         raise InvalidInput(f"{base.name} has positions for {most} tokens, not for the {tokens} of {whose}")
 
 

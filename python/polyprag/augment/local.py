@@ -17,8 +17,8 @@ from polyprag._polyprag import Document
 from polyprag.augment.base import Augmentation, AugmentSettings, Pair
 from polyprag.augment.checks import checked_rewrite, keep
 from polyprag.candidates import candidate_answers, is_person, kinds, opener, with_subject
-from polyprag.generation import GenerationSettings, generate
-from polyprag.models import BaseModel
+from polyprag.generation import GenerationSettings, generate, token_ids
+from polyprag.models import BaseModel, positions
 from polyprag.text import normalise
 
 # Raised when the same prompts would give other pairs: spans, openers, checks.
@@ -59,33 +59,50 @@ def sentences(text: str) -> list[str]:
 def _augment_batch(
     base: BaseModel, documents: Sequence[Document], settings: AugmentSettings, corpus: _Corpus
 ) -> list[Augmentation]:
+    examples, tokens = settings.prompts.question_examples, 24
     prompts: list[str] = []
     asked: list[tuple[int, str, str]] = []
+    too_long = [0] * len(documents)
     for row, document in enumerate(documents):
         title, person = document.title or "", is_person(document.text or "")
         for sentence, answer in _spans(document, settings, corpus):
             begin = opener(sentence, answer, title, person)
             prompt = settings.prompts.fill("question", sentence=sentence, answer=answer)
-            prompts.append(f"{prompt} {begin}" if begin else prompt)
+            prompt = f"{prompt} {begin}" if begin else prompt
+            if not _fits(base, examples, prompt, tokens):
+                too_long[row] += 1
+                continue
+            prompts.append(prompt)
             asked.append((row, begin, answer))
     decoding = GenerationSettings(
-        max_new_tokens=24,
+        max_new_tokens=tokens,
         temperature=settings.temperature,
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
     found: list[dict[int, Pair]] = [{} for _ in documents]
-    for index, question in generate(base, prompts, decoding, prefix=settings.prompts.question_examples):
+    for index, question in generate(base, prompts, decoding, prefix=examples):
         row, begin, answer = asked[index]
         found[row][index] = Pair(_joined(begin, question), answer)
     rewrites = _rewrite_batch(base, documents, settings)
     results = []
-    for document, by_span, rewrite in zip(documents, found, rewrites, strict=True):
+    for document, by_span, rewrite, unasked in zip(documents, found, rewrites, too_long, strict=True):
         kept, dropped = keep(document, [by_span[i] for i in sorted(by_span)], settings)
+        if unasked:
+            dropped["too_long"] = unasked
         if settings.rewrite and rewrite is None:
             dropped["rewrite"] = 1
         results.append(Augmentation(document.id, tuple(kept), rewrite, dropped))
     return results
+
+
+def _fits(base: BaseModel, examples: str, prompt: str, new: int) -> bool:
+    """Whether a model has positions for a prompt behind its examples, and for so many new tokens."""
+    most = positions(base)
+    if most is None:
+        return True
+    head = token_ids(base, examples) if examples else []
+    return len(head) + len(token_ids(base, prompt, alone=not examples)) + new - 1 <= most
 
 
 def _joined(begin: str, rest: str) -> str:
@@ -152,13 +169,15 @@ def _rewrite_batch(
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
-    prompts = [
-        settings.prompts.fill("rewrite", title=document.title or "", passage=text)
-        for document, text in zip(documents, texts, strict=True)
-    ]
+    examples, prompts = settings.prompts.rewrite_examples, {}
+    for row, (document, text) in enumerate(zip(documents, texts, strict=True)):
+        prompt = settings.prompts.fill("rewrite", title=document.title or "", passage=text)
+        if _fits(base, examples, prompt, decoding.max_new_tokens):
+            prompts[row] = prompt
+    rows = list(prompts)
     rewrites: list[str | None] = [None] * len(documents)
-    for index, text in generate(base, prompts, decoding, prefix=settings.prompts.rewrite_examples):
-        rewrites[index] = checked_rewrite(documents[index].text or "", text)
+    for index, text in generate(base, list(prompts.values()), decoding, prefix=examples):
+        rewrites[rows[index]] = checked_rewrite(documents[rows[index]].text or "", text)
     return rewrites
 
 
