@@ -58,6 +58,8 @@ def test_fields_can_be_named(tmp_path: Path) -> None:
 def test_an_object_named_metadata_is_the_metadata(tmp_path: Path) -> None:
     (document,) = read_corpus(_jsonl(tmp_path / "c.jsonl", {**_ONE, "metadata": {"kind": "bird"}, "year": 1}))
     assert document.metadata == {"kind": "bird", "year": 1}
+    (without,) = read_corpus(_jsonl(tmp_path / "n.jsonl", {**_ONE, "metadata": None}))
+    assert without.metadata is None
     with pytest.raises(CorpusError, match="'year' stands both"):
         list(read_corpus(_jsonl(tmp_path / "d.jsonl", {**_ONE, "metadata": {"year": 2}, "year": 1})))
 

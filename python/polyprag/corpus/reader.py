@@ -298,7 +298,7 @@ class CorpusReader(Iterator[Document]):
         if not self._metadata:
             return None
         inner = row.get("metadata")
-        if kind in _TYPED and inner is None:
+        if inner is None:
             row.pop("metadata", None)
         elif kind in _TYPED and isinstance(inner, str):
             inner = _object_in(inner)
