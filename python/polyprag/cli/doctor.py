@@ -25,7 +25,7 @@ from polyprag.extras import TORCH_WITHOUT_GPU
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*([^;]*)(?:;(.*))?$")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
-_OLDER = re.compile(r"python_version\s*<\s*['\"](\d+)\.(\d+)['\"]")
+_OLDER = re.compile(r"python_(?:full_)?version\s*<\s*['\"](\d+)\.(\d+)['\"]")
 _SYSTEM = re.compile(r"sys_platform\s*==\s*['\"](\w+)['\"]")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SIGNS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "missing": ("✗", "red")}
@@ -236,7 +236,10 @@ def _version(package: str) -> str | None:
 
 
 def _applies(marker: str) -> bool:
-    """Whether a marker of ours, beside its extra, holds here; `packaging` may not be installed."""
+    """Whether a marker of ours, beside its extra, holds here; `packaging` may not be installed.
+
+    A wheel of maturin says python_full_version where pyproject.toml says python_version.
+    """
     older, system = _OLDER.search(marker), _SYSTEM.search(marker)
     if older is not None and sys.version_info[:2] >= (int(older[1]), int(older[2])):
         return False
