@@ -372,6 +372,43 @@ def test_markdown_is_split_at_its_headings(tmp_path: Path) -> None:
     ]
 
 
+_LONG = "The oil comes from Ost. It is kept in the red shed. The keeper writes down how much."
+
+
+@pytest.mark.parametrize("heading", ["## Oil", "# Stores\n\n## Oil", "Oil\n==="])
+def test_a_heading_stays_with_the_block_that_is_too_long_for_one_piece(heading: str) -> None:
+    text = f"# Lamp\n\nIt is lit at six.\n\n{heading}\n\n{_LONG}\n\nAnother paragraph."
+    for overlap in (0, 3):
+        pieces = Chunker(15, overlap=overlap).split(text, markdown=True)
+        found = [piece for _, piece in pieces]
+        assert found[:2] == [
+            "# Lamp\n\nIt is lit at six.",
+            f"{heading}\n\nThe oil comes from Ost. It is kept in the red shed.",
+        ]
+        assert found[-1].endswith("Another paragraph.")
+        assert all(text[start : start + len(piece)] == piece for start, piece in pieces)
+    # Where not a word of the block has room beside it, and where nothing follows, there it stays alone.
+    pieces = Chunker(1).split(f"# Oil\n\n{_LONG}\n\n# End", markdown=True)
+    assert [pieces[0][1], pieces[-1][1]] == ["# Oil", "# End"]
+
+
+_MARKDOWN = st.sampled_from(
+    ["# A\n", "## B b\n\n", "C\n==\n", "a b. ", "c d e! ", "\n", "\n\n", "- f\n", "  "]
+)
+
+
+@settings(max_examples=50)
+@given(parts=st.lists(_MARKDOWN, min_size=1, max_size=40), size=st.integers(1, 12))
+def test_pieces_of_markdown_hold_the_whole_text_and_are_small_enough(parts: list[str], size: int) -> None:
+    text = "".join(parts)
+    for measure, count in (("words", count_words), ("characters", len)):
+        pieces = Chunker(size, measure=measure).split(text, markdown=True)
+        assert "".join("".join(piece.split()) for _, piece in pieces) == "".join(text.split())
+        for start, piece in pieces:
+            assert text[start : start + len(piece)] == piece
+            assert count(piece) <= size
+
+
 @settings(max_examples=25)
 @given(text=st.text(st.sampled_from("ab .!?\n日"), min_size=1, max_size=200), size=st.integers(1, 12))
 def test_pieces_hold_the_whole_text_and_are_small_enough(text: str, size: int) -> None:
