@@ -83,6 +83,8 @@ def test_csv_with_quotes_and_line_breaks(tmp_path: Path, packed: bool) -> None:
     ("data", "line", "problem"),
     [
         (b'id,text\na,"x\ny"\nb,x,y\n', 4, "3 columns, but the header has 2"),
+        (b"id;text\na;x\n", 2, "the header is one column, 'id;text', and seems to part cells by semicolons"),
+        (b"id;text\na;x, y\n", 2, "2 columns, but the header has 1; the header is one column, 'id;text'"),
         (b'id,text\na,"x\n', 2, "no valid CSV"),
         (b'id,text\na,"x"y\n', 2, "no valid CSV"),
         (b"id,text\na,\xff\n", 2, "no valid UTF-8"),

@@ -129,9 +129,8 @@ def parse_object(line: str, path: str | os.PathLike[str], number: int) -> dict[s
     try:
         row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        raise line_error(
-            path, number, f"no valid JSON ({error.msg} at column {error.colno})", remedy
-        ) from error
+        said = error.msg.removesuffix(" starting at")
+        raise line_error(path, number, f"no valid JSON ({said} at column {error.colno})", remedy) from error
     except (ValueError, RecursionError) as error:
         raise line_error(path, number, f"no valid JSON ({error})", remedy) from error
     if not isinstance(row, dict):

@@ -206,9 +206,9 @@ class Reading:
             return []
         notes = []
         if found.duplicates:
-            notes.append(f"{found.duplicates:,} rows repeat an earlier one and are left out")
+            notes.append(f"left out as repeating an earlier one: {counted(found.duplicates, 'row')}")
         if found.empty:
-            notes.append(f"{found.empty:,} rows have no text and are left out")
+            notes.append(f"left out as having no text: {counted(found.empty, 'row')}")
         if found.files:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.files.items()))
             notes.append(f"files of other kinds are left out: {kinds}")
@@ -313,7 +313,7 @@ def show_summary(corpus: str, summary: Summary, reading: Reading) -> None:
     titled = "all" if summary.titled == summary.documents else f"{summary.titled:,}"
     say(
         f"{corpus}: {counted(summary.documents, 'document')}, {titled} with a title, "
-        f"{sum(summary.lengths):,} {summary.unit}, {summary.text_bytes:,} bytes of text"
+        f"{counted(sum(summary.lengths), summary.unit[:-1])}, {counted(summary.text_bytes, 'byte')} of text"
     )
     lengths = summary.quantiles()
     say(f"{summary.unit} a document: " + ", ".join(f"{name} {value:,}" for name, value in lengths.items()))

@@ -24,7 +24,7 @@ from polyprag.corpus.chunks import Chunker
 from polyprag.corpus.files import markdown_rows, pdf_rows, suffix, text_rows, walk
 from polyprag.corpus.hub import SCHEME, dataset_rows, is_saved_dataset
 from polyprag.corpus.ids import MAX_TEXT_BYTES, DocumentId, PathOrName, Place, Rows, content_id
-from polyprag.corpus.tables import csv_rows, dpr_rows, jsonl_rows, parquet_rows, plain, tsv_rows
+from polyprag.corpus.tables import csv_rows, dpr_rows, jsonl_rows, one_column, parquet_rows, plain, tsv_rows
 from polyprag.errors import CorpusError, InvalidInput
 from polyprag.jsonl import open_binary
 
@@ -268,6 +268,8 @@ class CorpusReader(Iterator[Document]):
             remedy = (
                 f"the row has {fields}: add the field, or name the right one with text_field (--text-field)"
             )
+            if len(row) == 1:
+                remedy = one_column(next(iter(row))) or remedy
             raise place.error(f"the field {field!r} is missing", remedy)
         text = row.pop(field)
         if text is None and self._on_empty != "error":

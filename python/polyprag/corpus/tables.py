@@ -121,6 +121,18 @@ def _line_bytes(max_text_bytes: int) -> int:
     return 8 * max_text_bytes + (8 << 20)
 
 
+def one_column(name: str) -> str | None:
+    """A remedy where the names of all columns seem to stand in one, as with a CSV of semicolons."""
+    kinds = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+    found = next((kinds[mark] for mark in kinds if mark in name), None)
+    if found is None:
+        return None
+    return (
+        f"the header is one column, {name!r}, and seems to part cells by {found}: a .csv "
+        "parts them by commas, a .tsv by tabs"
+    )
+
+
 def _named(rows: Iterator[tuple[int, list[str]]], path: str, remedy: str) -> Rows:
     """Rows of cells under the names of the first one."""
     header: list[str] | None = None
@@ -133,7 +145,8 @@ def _named(rows: Iterator[tuple[int, list[str]]], path: str, remedy: str) -> Row
                 raise place.error(f"the header names {repeated!r} twice", _OWN_NAMES)
             continue
         if len(cells) != len(header):
-            raise place.error(f"{len(cells)} columns, but the header has {len(header)}", remedy)
+            advice = remedy if len(header) > 1 else one_column(header[0]) or remedy
+            raise place.error(f"{len(cells)} columns, but the header has {len(header)}", advice)
         yield place, dict(zip(header, cells, strict=True))
 
 

@@ -164,7 +164,8 @@ def _entries(path: _Path) -> Iterator[tuple[dict[str, Any], int, _Fail]]:
         text = data.decode("utf-8-sig")
         entries = json.loads(text)
     except json.JSONDecodeError as error:
-        raise line_error(path, error.lineno, f"no valid JSON ({error.msg})", "copy the file again") from error
+        said = error.msg.removesuffix(" starting at")
+        raise line_error(path, error.lineno, f"no valid JSON ({said})", "copy the file again") from error
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{name}: no valid JSON ({error}); copy the file again") from error
     if not isinstance(entries, list) or not entries:
