@@ -189,9 +189,12 @@ def test_questions_that_cannot_be_measured_are_named(engine: Engine) -> None:
             evaluate(engine, questions)
 
     refuse("no question")
-    refuse("'q9' names no gold document, but others do", *QUESTIONS, Question("q9", "Why?", ("x",)))
+    match = r"'q9' \('Why\?'\) names no gold document, but others do"
+    refuse(match, *QUESTIONS, Question("q9", "Why?", ("x",)))
     refuse(
-        "'q9': its document 'd9' is not in", *QUESTIONS, Question("q9", "Why?", ("x",), None, ("d0", "d9"))
+        r"'q9' \('Why\?'\): its document 'd9' is not in",
+        *QUESTIONS,
+        Question("q9", "Why?", ("x",), None, ("d0", "d9")),
     )
     with engine.store.writer() as writer:
         writer.add([Document("bare", "A mill without a route.")])

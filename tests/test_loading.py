@@ -84,6 +84,7 @@ def test_from_a_module_of_the_current_folder(
     ("target", "match"),
     [
         ("{file}", "expected module:Class"),
+        ("own_route", "polyprag's own systems are chosen by --only"),
         (":Fixed", "expected module:Class"),
         ("{file}:Absent", "no Absent in it; it has Fixed, OfEngine, Demanding"),
         ("{file}:Silent", "no method answer"),

@@ -27,7 +27,10 @@ def load_system(target: str, given: Mapping[str, Any]) -> tuple[Any, dict[str, A
     """
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name:
-        raise InvalidInput(f"--system {target}: expected module:Class or file.py:Class")
+        raise InvalidInput(
+            f"--system {target}: expected module:Class or file.py:Class; "
+            "polyprag's own systems are chosen by --only"
+        )
     module = _from_file(Path(where), target) if where.endswith(".py") else _from_module(where, target)
     try:
         made = getattr(module, name)

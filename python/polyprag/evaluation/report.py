@@ -257,7 +257,7 @@ class Report:
         if self.leaked is None and routed:
             found.append(
                 "the training pairs are not known, so leaked questions (a training pair asks the same) "
-                "are not counted"
+                "are not counted: give their file (--augmentation)"
             )
         if self.leaked:
             found.append(
@@ -265,7 +265,8 @@ class Report:
                 "same): see F1 without leaks"
             )
         if len(self.questions) < 30 and self.systems:
-            found.append(f"{len(self.questions)} questions are few: intervals of so few are too narrow")
+            count = "1 question is" if len(self.questions) == 1 else f"{len(self.questions)} questions are"
+            found.append(f"{count} few: intervals of so few are too narrow")
         if self.scoring != "squad":
             found.append(
                 "answers are cut before they are scored, as PRAG does: dates, numbers and initials score too "

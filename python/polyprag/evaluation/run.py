@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -422,6 +423,11 @@ def check_codecs(store: Store, codecs: Iterable[str], questions: Sequence[Questi
     wrong_documents(questions, seed)
 
 
+def _called(question: Question) -> str:
+    """A question for people: its id may be one that was made of its content, and stand in no file."""
+    return f"question {question.id!r} ({textwrap.shorten(question.question, 80, placeholder=' ...')!r})"
+
+
 def check_questions(store: Store, questions: Sequence[Question]) -> None:
     """Raise CorpusError unless the store has a route for all gold documents of the questions.
 
@@ -432,17 +438,17 @@ def check_questions(store: Store, questions: Sequence[Question]) -> None:
     for question in questions:
         if not question.documents:
             raise CorpusError(
-                f"question {question.id!r} names no gold document, but others do: own and wrong route cannot "
+                f"{_called(question)} names no gold document, but others do: own and wrong route cannot "
                 'be measured; add "documents": [id, ...] to it'
             )
         for id in question.documents:
             if id not in store:
                 raise CorpusError(
-                    f"question {question.id!r}: its document {id!r} is not in {store.path}; "
+                    f"{_called(question)}: its document {id!r} is not in {store.path}; "
                     "is this the store of that corpus?"
                 )
             if not store.is_routed(id):
                 raise CorpusError(
-                    f"question {question.id!r}: its document {id!r} has no route; "
+                    f"{_called(question)}: its document {id!r} has no route; "
                     "encode it with `polyprag add --on-duplicate replace`"
                 )

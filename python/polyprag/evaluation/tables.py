@@ -68,7 +68,7 @@ def systems_grid(report: Report) -> Grid:
             ]
         )
     bold = frozenset(i for i, name in enumerate(names) if split_label(name)[1] == "own_route")
-    title = f"{len(report.questions)} questions"
+    title = "1 question" if len(report.questions) == 1 else f"{len(report.questions)} questions"
     if report.scoring != "squad":
         title += f", scored as PRAG does ({report.scoring})"
     return Grid(title, columns, rows, bold)
