@@ -56,6 +56,8 @@ def test_settings_are_set_by_name() -> None:
     [
         ("train.epochs", "NAME=VALUE"),
         ("train.epoch=6", "did you mean 'epochs'"),
+        ("epochs=6", "did you mean 'train.epochs'?"),
+        ("seed=6", "did you mean 'augment.seed' or 'train.seed'?"),
         ("trian.epochs=8", "did you mean 'train'"),
         ("train.xyzzy=6", "there are: routing"),
         ("train=6", "train.routing"),

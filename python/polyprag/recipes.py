@@ -86,12 +86,17 @@ def with_settings(recipe: _T, settings: Iterable[str]) -> _T:
     return recipe
 
 
+def _names(part: Any) -> list[str]:
+    return [f.name for f in fields(part)] if is_dataclass(part) else []
+
+
 def _set(part: Any, path: list[str], value: Any, setting: str) -> Any:
     known = [f.name for f in fields(part)]
     name, *rest = path
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        advice = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+        inside = [f"{key}.{name}" for key in known if name in _names(getattr(part, key))]
+        near = inside or difflib.get_close_matches(name, known, 1)
+        advice = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known)}"
         raise InvalidInput(f"{setting!r}: there is no setting {name!r} here; {advice}")
     old = getattr(part, name)
     if name == "teacher" and old is None:
