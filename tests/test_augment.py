@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import polyprag.augment.local
 from polyprag._polyprag import Document
-from polyprag.augment import AugmentSettings, Pair, Prompts, augment, read_pairs
+from polyprag.augment import Augmentation, AugmentSettings, Pair, Prompts, augment, read_pairs, summary
 from polyprag.augment.checks import checked_rewrite
 from polyprag.augment.local import LocalAugmenter, sentences
 from polyprag.candidates import candidate_answers
@@ -434,3 +434,9 @@ def test_candidate_answers_are_spans_that_are_not_in_the_title(sentence: str, ti
     found = candidate_answers(sentence, title, limit)
     assert len(found) <= limit
     assert all(a in sentence and not contains_answer(title, [a]) for a in found)
+
+
+def test_where_most_documents_have_no_pair_a_remedy_is_said() -> None:
+    bare, asked = Augmentation("a", ()), Augmentation("b", (Pair("Where is it?", "Ost"),))
+    assert "--augment-url" in str(summary([bare, bare, asked]))
+    assert "--augment-url" not in str(summary([bare, asked]))

@@ -146,7 +146,13 @@ class Summary:
         text = f"{self.pairs} pairs and {self.rewrites} rewrites of {self.documents} documents"
         text += f", {self.without_pairs} of them without a pair"
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in self.dropped.items())
-        return f"{text}; dropped: {reasons or 'none'}"
+        text += f"; dropped: {reasons or 'none'}"
+        if 2 * self.without_pairs > self.documents:
+            text += (
+                ". What no pair asks is not learnt: let a larger model write them, or one that knows the "
+                "language (--model, --augment-url)"
+            )
+        return text
 
 
 def summary(augmentations: Iterable[Augmentation]) -> Summary:
