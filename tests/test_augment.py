@@ -340,9 +340,10 @@ def test_a_file_of_something_else_is_named_with_its_line_and_kept(
     augment(LocalAugmenter(tiny_base), [OST], SETTINGS, path=path)
     path.write_text(path.read_text() + row + "\n")
     content = path.read_bytes()
-    with pytest.raises(CorpusError, match=r"a\.jsonl, line 2"):
+    with pytest.raises(CorpusError, match=r"a\.jsonl, line 2") as caught:
         augment(LocalAugmenter(tiny_base), DOCUMENTS, SETTINGS, path=path)
     assert path.read_bytes() == content
+    assert "Error(" not in str(caught.value), "the reason is not Python's"
 
 
 def test_an_existing_augmentation_round_trips(tiny_base: BaseModel, script: Script, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyprag import Store
+from polyprag.cli.corpus import CorpusOptions
 from polyprag.corpus import read_corpus
 
 TINY = [
@@ -146,3 +147,10 @@ def test_what_is_encoded_is_what_was_shown(
     with Store.open(store) as opened:
         assert "n1" in opened
         assert "n2" not in opened
+
+
+def test_options_of_a_corpus_as_one_types_them() -> None:
+    assert CorpusOptions().as_typed() == ""
+    options = CorpusOptions(text_field="the body", metadata=False, limit=2, chunk=0, skip_duplicates=True)
+    typed = " --text-field 'the body' --no-metadata --limit 2 --chunk 0 --skip-duplicates"
+    assert options.as_typed() == typed

@@ -627,6 +627,9 @@ def test_augment_look_encode_add(run: Callable[..., Any], tmp_path: Path, model_
         code, out, err = run("augment", corpus, "--out", pairs, *there)
         assert code == 0, err
         assert "6 pairs and 0 rewrites of 3 documents, 0 of them without a pair; dropped: none" in out
+        assert "".join(out.split()).endswith(f"STORE--augmentation{pairs}"), (
+            "options are told where some were"
+        )
         assert "How many rooms does House 0 have?  20" in out
 
         code, _, err = run("augment", corpus, "--out", pairs, *there, "--pairs", "3")

@@ -209,11 +209,12 @@ def _line(path: Path, number: int, row: dict[str, Any]) -> _Line:
     try:
         pairs = tuple(Pair(str(p["question"]), str(p["answer"])) for p in row["pairs"])
         if not isinstance(row["id"], str | int) or not isinstance(row.get("rewrite"), str | None):
-            raise TypeError("id or rewrite")
+            raise TypeError("id or rewrite is of another type")
         augmentation = Augmentation(row["id"], pairs, row.get("rewrite"), dict(row.get("dropped", {})))
         return _Line(augmentation, str(row.get("by", "unknown")), row.get("content"), row.get("made"))
     except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CorpusError(
-            f"{path}, line {number}: not a line of an augmentation file ({error!r}); "
-            "delete the file to augment anew"
+            f"{path}, line {number}: not a line of an augmentation file ({reason}); give a file that "
+            "`polyprag augment` wrote, or another name to augment anew"
         ) from error

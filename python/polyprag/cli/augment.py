@@ -156,7 +156,8 @@ def augment(
         say(f"\n{document.title or document.id}", "bold")
         for pair in augmentation.pairs[:3]:
             say(f"  {pair.question}  {pair.answer}", "dim")
-    say(f"\nNext: look at {out_file}, then polyprag encode {corpus} STORE --augmentation {out_file}")
+    same = options.as_typed()
+    say(f"\nNext: look at {out_file}, then polyprag encode {corpus} STORE --augmentation {out_file}{same}")
 
 
 def endpoint(url: str | None, model: str | None, key: str, concurrency: int) -> EndpointAugmenter | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -138,6 +139,17 @@ class CorpusOptions:
             "for the text, with BEIR.",
         ),
     ] = None
+
+    def as_typed(self) -> str:
+        """Those that are not the default, as one types them, each with a space before it."""
+        words: list[str] = []
+        for field in fields(self):
+            value, name = getattr(self, field.name), field.name.replace("_", "-")
+            if value is True or value is False:
+                words += [] if value == field.default else [f"--{name}" if value else f"--no-{name}"]
+            elif value != field.default:
+                words += [f"--{name}", shlex.quote(str(value))]
+        return "".join(f" {word}" for word in words)
 
 
 @grouped
