@@ -715,6 +715,7 @@ def test_encode_add_ask_eval(run: Callable[..., Any], tmp_path: Path, model_fold
     assert "id 0 already" in one_line(err)
     code, out, err = run("add", new, store, *options, "--on-duplicate", "skip")
     assert (code, out) == (0, f"1 document added to {store}\n")
+    assert "left out, since the store has a document with that id: 1 document" in err
     assert "fjord bridge" not in run("ask", store, "fjord", *options)[1], "it has no title"
 
     changed = corpus(tmp_path / "changed.jsonl", {**rows[0], "text": "The amber mill burned down in 1874."})

@@ -319,6 +319,9 @@ def add(
             )
     if not world.first:
         return
+    if added < len(documents):
+        skipped = counted(len(documents) - added, "document")
+        say(f"left out, since the store has a document with that id: {skipped}", "yellow", err)
     if as_json:
         with Store.open(store) as opened:
             print_json({"added": added, "documents": len(opened), "generation": opened.generation})
