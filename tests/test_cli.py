@@ -594,6 +594,31 @@ def test_ask_for_people_and_for_machines(run: Callable[..., Any], store: Path, m
         assert "empty" in one_line(err)
 
 
+def test_filters_are_declared_and_asked_for(
+    run: Callable[..., Any], tmp_path: Path, model_folder: Path
+) -> None:
+    corpus, store = tmp_path / "mills.jsonl", tmp_path / "mills.polyprag"
+    rows = [{"id": d.id, "title": d.title, "text": d.text, "year": 1990 + i} for i, d in enumerate(DOCUMENTS)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    fast = ["--epochs", "1", "--experts", "2", "--pairs", "1"]
+    encode = ["encode", corpus, store, "--model", model_folder, *TINY, *fast]
+    code, _, err = run(*encode, "--filter", "month")
+    assert (code, "but year" in one_line(err)) == (ExitCode.INPUT, True)
+    code, _, err = run(*encode, "--filter", "year")
+    assert code == 0, err
+    ask = ["ask", store, "Where is the mill?", "--json", "--model", model_folder, *TINY]
+    code, out, err = run(*ask, "--filter", "year>=1991", "--filter", "year<1993")
+    assert code == 0, err
+    assert {d["id"] for d in json.loads(out)["documents"]} == {"d1", "d2"}
+    for condition, told in (
+        ("month=3", "which are:"),
+        ("year=soon", "expected an integer"),
+        ("1991", "KEY=VALUE"),
+    ):
+        code, _, err = run(*ask, "--filter", condition)
+        assert (code, told in one_line(err)) == (ExitCode.INPUT, True)
+
+
 def test_a_route_that_the_rule_leaves_out_is_a_route(
     run: Callable[..., Any], make_store: Callable[..., Path], tmp_path: Path, model_folder: Path
 ) -> None:

@@ -164,7 +164,10 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def write(name: str, lines: list[dict[str, Any]]) -> None:
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    documents = [{"id": id, "title": name, "text": f"{name} was born in {town}."} for id, name, town in rows]
+    documents = [
+        {"id": id, "title": name, "text": f"{name} was born in {town}.", "lang": "en", "year": 1990 + number}
+        for number, (id, name, town) in enumerate(rows)
+    ]
     write("corpus.jsonl", documents[:2])
     write("new.jsonl", documents[2:])
     write(

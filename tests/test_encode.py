@@ -300,6 +300,22 @@ def test_what_the_store_would_refuse_is_refused_first(
     refuse(InvalidInput, "expert_dtype: expected one of float32, .*, got 'f16'", expert_dtype="f16")
     nothing = replace(RECIPE, train=replace(RECIPE.train, targets=("nothing",)))
     refuse(InvalidInput, "no linear layer", recipe=nothing)
+    dated = [*DOCUMENTS, Document("dated", "x", metadata={"year": "1990"})]
+    refuse(InvalidInput, "'dated': metadata field 'year'.*'1990'", documents=dated, filters={"year": "i64"})
+
+
+def test_a_store_is_filtered_by_what_was_declared(path: Path, tiny_base: BaseModel) -> None:
+    dated = [Document(d.id, d.text, d.title, {"year": 1990 + number}) for number, d in enumerate(DOCUMENTS)]
+    encode(tiny_base, dated, path, RECIPE, filters={"year": "i64"})
+    with Store.open(path) as store:
+        found = store.search(DOCUMENTS[1].title or "", filter={"year": 1991})
+        assert [hit.id for hit in found] == [DOCUMENTS[1].id]
+    late = Document("late", "The late mill stands in Ost.", "Late mill", {"year": "soon"})
+    with pytest.raises(InvalidInput, match="'late': metadata field 'year'"):
+        add(tiny_base, [late], path)
+    assert (
+        not path.with_name(f"{path.name}.work").joinpath("added.jsonl").exists()
+    )  # nothing was written for it
 
 
 def test_no_right_to_write(tmp_path: Path, tiny_base: BaseModel, no_work: None) -> None:

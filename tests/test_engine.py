@@ -55,6 +55,24 @@ def test_an_answer_comes_from_the_route_of_what_was_found(engine: Engine) -> Non
     assert min(timings.retrieve, timings.route, timings.generate) > 0
 
 
+def test_only_documents_that_a_filter_lets_through_answer(
+    make_store: MakeStore, tmp_path: Path, tiny_base: BaseModel
+) -> None:
+    documents = [Document(d.id, d.text, d.title, {"year": 1990 + i}) for i, d in enumerate(DOCUMENTS)]
+    path = make_store(tmp_path / "years", documents, filters={"year": "i64"})
+    question, late = "Where is the mill?", {"year": {"gte": 1996}}
+    with Engine.open(path, tiny_base) as engine:
+        answer = engine.ask(question, k=5, filter=late)
+        assert {source.id for source in answer.documents} == {"d6", "d7"}
+        assert answer.text != engine.ask(question, k=5).text
+        assert essence(engine.ask_batch([question], k=5, filter=late)[0]) == essence(answer)
+        *_, whole = engine.stream(question, k=5, filter=late)
+        assert isinstance(whole, Answer)
+        assert essence(whole) == essence(answer)
+        with pytest.raises(InvalidInput, match="year"):
+            engine.ask(question, filter={"month": 3})
+
+
 def test_every_row_of_a_batch_is_answered_as_if_alone(engine: Engine) -> None:
     questions = [*QUESTIONS, "?!", "A mill of amber, or rather a mill of birch?", QUESTIONS[0]]
     for settings in ({}, {"k": 3}, {"k": 2, "rule": "score", "temperature": 0.5}, {"max_new_tokens": 5}):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from polyprag import Document, Store, errors
+from polyprag.filters import check, conditions, declared
 from test_store import make_experts, make_spec
 
 FILTERS = {"lang": "string", "year": "i64", "weight": "f64", "open": "bool"}
@@ -103,3 +104,73 @@ def test_declarations_that_cannot_be() -> None:
     for filters in (["lang"], "lang", {1: "bool"}, {"a": 1}):
         with pytest.raises(errors.InvalidInput, match="filters: expected a mapping of names to kinds"):
             make_spec(filters=filters)
+
+
+# Declared and asked for by words
+
+
+DOCUMENTS = [Document(f"{i}", "alike", metadata=metadata) for i, metadata in enumerate(METADATA)]
+
+
+def test_what_is_declared_is_what_the_store_takes(tmp_path: Path) -> None:
+    filters = declared(list(FILTERS), DOCUMENTS)
+    assert filters == FILTERS
+    assert declared(["year:f64", "lang:string"], DOCUMENTS) == {"year": "f64", "lang": "string"}
+    assert declared(["a:b"], [Document("x", "x", metadata={"a:b": True})]) == {"a:b": "bool"}
+    check(DOCUMENTS, filters)
+    for words, told in (
+        (["month"], "'month': no document has it .*, but lang, open, undeclared, weight, year"),
+        (["year:date"], "'year:date'"),
+        (["year", "year:f64"], "'year' is named twice"),
+    ):
+        with pytest.raises(errors.InvalidInput, match=told):
+            declared(words, DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *[
+            ("string", value)
+            for value in ("", "é" * 2_048, "é" * 2_048 + "e", [], ["a", "b"], ["a", 1], 1, {})
+        ],
+        *[("i64", value) for value in (0, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 1.0, True, "1", [1])],
+        *[("f64", value) for value in (0, 1.5, 2**70, 1e308, False, "1", [1.5])],
+        *[("bool", value) for value in (True, 0, "true", [True])],
+        ("i64", None),
+    ],
+)
+def test_the_check_before_training_is_that_of_the_store(tmp_path: Path, kind: Any, value: Any) -> None:
+    document = Document("x", "alike", metadata={"key": value})
+    with Store.create(tmp_path / "s", make_spec(filters={"key": kind}), make_experts()) as writer:
+        try:
+            writer.add([document])
+        except errors.InvalidInput:
+            with pytest.raises(errors.InvalidInput, match="document 'x': metadata field 'key' is a filter"):
+                check([document], {"key": kind})
+        else:
+            check([document], {"key": kind})
+
+
+def test_conditions_in_words(store: Store) -> None:
+    def found(*words: str) -> str:
+        return ids(store, conditions(words, store.spec.filters))
+
+    assert conditions([], store.spec.filters) is None
+    assert found("lang=en") == "01"
+    assert found("lang=de", "lang=zh-Hant 漢") == "12"
+    assert found("year>=1990", "year<2000") == "0"
+    assert found("year > 1990", "open = False") == "1"
+    assert found("weight<=0.5") == "0"
+    assert found("lang=a=b") == ""
+    for words, told in (
+        (["lang"], "expected KEY=VALUE"),
+        (["year=soon"], "'year=soon': expected an integer"),
+        (["open=maybe"], "expected true or false"),
+        (["weight>heavy"], "expected a number"),
+        (["year=1990", "year>1"], "not both"),
+        (["year>1990", "year>1"], "has that bound already"),
+        (["month=3"], "which are: .lang"),
+    ):
+        with pytest.raises(errors.InvalidInput, match=told):
+            found(*words)

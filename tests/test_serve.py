@@ -280,6 +280,15 @@ def test_a_conversation_is_put_into_the_plain_form(served: Served, alone: Engine
     assert [d["id"] for d in answer.model_extra["polyprag"]["documents"]] == ["d1"]
 
 
+def test_only_documents_that_a_filter_lets_through_answer(make_store: MakeStore, tmp_path: Path) -> None:
+    documents = [Document(d.id, d.text, d.title, {"year": 1990 + i}) for i, d in enumerate(DOCUMENTS)]
+    path = make_store(tmp_path / "years", documents, filters={"year": "i64"})
+    with serving(path, name="mills") as served:
+        field = {"k": 5, "filter": {"year": {"gte": 1996}}}
+        answer = ask(served.client(), "Where is the mill?", extra_body={"polyprag": field})
+        assert {d["id"] for d in answer.model_extra["polyprag"]["documents"]} == {"d6", "d7"}
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
@@ -314,6 +323,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"polyprag": {"rule": "best"}}, "polyprag.rule"),
     ({"polyprag": {"documents": []}}, "polyprag.documents"),
     ({"polyprag": {"documents": ["d0"], "k": 2}}, "polyprag"),
+    ({"polyprag": {"documents": ["d0"], "filter": {"year": 1990}}}, "polyprag"),
+    ({"polyprag": {"filter": {"year": 1990}}}, "polyprag"),  # which the store does not declare
+    ({"polyprag": {"filter": ["year"]}}, "polyprag.filter"),
     ({"polyprag": {"documents": ["d0", "d0"]}}, "polyprag"),
     ({"polyprag": {"documents": ["nobody"]}}, "polyprag"),
     ({"polyprag": {"documents": ["d7"]}}, "polyprag"),  # it has no route

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from polyprag.engine import store_experts
 from polyprag.errors import CorpusError, CorruptStore, DuplicateId, InvalidInput
 from polyprag.features import document_features, features_in_file
 from polyprag.fields import read_fields
+from polyprag.filters import FilterKind
+from polyprag.filters import check as check_filters
 from polyprag.jsonl import absent, write_atomic
 from polyprag.layers import ModuleShape
 from polyprag.metrics import Metrics
@@ -183,6 +185,7 @@ def encode(
     combination: Combination | None = None,
     expert_dtype: ExpertDtype = "float16",
     keep_text: bool = True,
+    filters: Mapping[str, FilterKind] = MappingProxyType({}),
     work: Path | None = None,
     augmentation: Path | None = None,
     augmenter: Augmenter | None = None,
@@ -199,6 +202,8 @@ def encode(
             documents by their BM25 scores, or as the papers have it where the recipe is PRAG's (their sum) or
             DyPRAG's (their mean).
         expert_dtype: how the store keeps the experts, which are trained in float32.
+        filters: keys of the metadata on which searches can be filtered, each with the kind of its values;
+            cannot be changed later.
         work: a folder for the augmentation and the checkpoint, from which an interrupted run goes on;
             None is ``<path>.work``. The augmentation stays there, the checkpoint goes once the store is
             committed.
@@ -209,7 +214,8 @@ def encode(
     Raises:
         FileExistsError: there is something at ``path`` already.
         CorpusError: no document.
-        DuplicateId, InvalidInput: two documents with one id; ids of two kinds, a codec for other routes.
+        DuplicateId, InvalidInput: two documents with one id; ids of two kinds, a codec for other routes,
+            metadata of another kind than its filter.
         KeyboardInterrupt: on Ctrl-C; the same call goes on where it stopped.
     """
     target = absent(path)
@@ -221,6 +227,7 @@ def encode(
     if not documents:
         raise CorpusError("the corpus is empty: there is nothing to encode")
     _check_ids(documents, type(documents[0].id))
+    check_filters(documents, filters)
     # Before the hours of training, so that what is refused is refused now.
     if expert_dtype not in get_args(ExpertDtype):
         known = ", ".join(get_args(ExpertDtype))
@@ -230,7 +237,7 @@ def encode(
     recipe = replace(recipe, augmenter=None if by == base.name else by)
     # Last the store that was asked for: it is there when all are.
     stores = [
-        (to, _spec(base, recipe, documents, kept_as, combination, keep_text))
+        (to, _spec(base, recipe, documents, kept_as, combination, keep_text, filters))
         for to, kept_as in [*((Path(other), theirs) for other, theirs in further.items()), (target, codec)]
     ]
     if not going_on:
@@ -310,7 +317,8 @@ def add(
     Raises:
         DuplicateId: an id is in the store already and ``on_duplicate`` is ``"error"``.
         InvalidInput: another model than ``base`` wrote the store's pairs, and nothing says who writes these;
-            ``amortised``, and the store has no router, or pairs are given.
+            ``amortised``, and the store has no router, or pairs are given; metadata of another kind than
+            the store's filter.
         BaseModelMismatch: ``base`` is not the model of the store.
     """
     if not documents:
@@ -318,6 +326,7 @@ def add(
     with Store.open(path) as store:
         check_fingerprint(store.spec.base_model, base)
         _check_ids(documents, int if store.spec.id_type == "u64" else str)
+        check_filters(documents, cast(Mapping[str, FilterKind], store.spec.filters))
         recipe = Recipe.of(store)
         if recipe.train.routing == "lora":
             raise InvalidInput(
@@ -581,6 +590,7 @@ def _spec(
     codec: str | None,
     combination: Combination | None,
     keep_text: bool,
+    filters: Mapping[str, FilterKind],
 ) -> StoreSpec:
     s = recipe.train
     fit = {
@@ -607,6 +617,7 @@ def _spec(
         combination=combination or _combination(recipe),
         id_type="u64" if isinstance(documents[0].id, int) else "string",
         keep_text=keep_text,
+        filters=dict(filters),
         base_model=fingerprint(base),
         recipe=recipe.to_json(),
     )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -160,10 +160,16 @@ class Engine:
         rule: CombinationRule | None = None,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
+        filter: Mapping[str, Any] | None = None,
     ) -> Answer:
         """Answer one question; see :meth:`ask_batch`."""
         return self.ask_batch(
-            [question], k=k, rule=rule, temperature=temperature, max_new_tokens=max_new_tokens
+            [question],
+            k=k,
+            rule=rule,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            filter=filter,
         )[0]
 
     def ask_batch(
@@ -174,19 +180,22 @@ class Engine:
         rule: CombinationRule | None = None,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
+        filter: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
         """Answer several questions at once, each with its own route.
 
         Args:
             k, rule, temperature: how many documents are combined and how; None is what the store
                 was trained for.
+            filter: only documents whose metadata satisfies it; see :meth:`polyprag.Store.search`.
 
         Raises:
-            InvalidInput: a question that is empty or no valid Unicode, or k below 1.
+            InvalidInput: a question that is empty or no valid Unicode, k below 1, or a filter that the store
+                does not declare.
         """
         combination = self._combination(questions, k, rule, temperature)
         started = time.perf_counter()
-        found = self.store.search_many(list(questions), combination.k)
+        found = self.store.search_many(list(questions), combination.k, filter)
         retrieved = time.perf_counter()
         mixed = [self.combine(hits, combination.rule, combination.temperature) for hits in found]
         routed = time.perf_counter()
@@ -208,6 +217,7 @@ class Engine:
         rule: CombinationRule | None = None,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
+        filter: Mapping[str, Any] | None = None,
     ) -> Iterator[str | Answer]:
         """The pieces of an answer as they come, and last the whole :class:`Answer`; see :meth:`ask_batch`.
 
@@ -215,7 +225,7 @@ class Engine:
         """
         combination = self._combination([question], k, rule, temperature)
         started = time.perf_counter()
-        (hits,) = self.store.search_many([question], combination.k)
+        (hits,) = self.store.search_many([question], combination.k, filter)
         retrieved = time.perf_counter()
         route, weights = self.combine(hits, combination.rule, combination.temperature)
         routed = time.perf_counter()

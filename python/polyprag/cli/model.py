@@ -29,7 +29,6 @@ from polyprag.cli.common import (
     AsJson,
     OnDuplicate,
     StorePath,
-    check_store,
     counted,
     err,
     out,
@@ -52,6 +51,7 @@ from polyprag.cli.corpus import (
 from polyprag.cli.inspect import described, inspect
 from polyprag.cli.options import grouped
 from polyprag.errors import InvalidInput
+from polyprag.filters import conditions, declared
 from polyprag.jsonl import absent
 
 if TYPE_CHECKING:
@@ -147,6 +147,15 @@ def encode(
     keep_text: Annotated[
         bool, typer.Option(help="Keep the texts in the store, for RAG, Combine and reindexing.")
     ] = True,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="KEY[:KIND]",
+            help="A key of the metadata on which `ask` can filter later, such as `lang` or `year:i64` "
+            "(`string`, `i64`, `f64`, `bool`; default: what its values are); may be given often.",
+        ),
+    ] = None,
     work: Work = None,
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0,
     device: Device = "auto",
@@ -175,6 +184,7 @@ def encode(
     if not dry_run:
         absent(store)  # told before anything is loaded
     documents = documents_of(corpus, options, tokenizer_of(model))
+    kinds = declared(filters or [], documents)
     prag = options.format == "prag" and augmentation is None
     ready = written(Path(corpus) if prag else augmentation, documents, augment_url, told)
     augmenter = endpoint(augment_url, augment_model, augment_key, augment_concurrency)
@@ -221,6 +231,7 @@ def encode(
                 recipe,
                 codec=codec,
                 keep_text=keep_text,
+                filters=kinds,
                 work=work,
                 augmenter=augmenter,
                 written=ready,
@@ -336,6 +347,15 @@ def ask(
         int | None,
         typer.Option("--k", "-k", help="How many documents' routes to combine. Default: as trained."),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="CONDITION",
+            help="Only documents whose metadata satisfies it: `lang=de`, `year>=1990`, `year<2000`, on keys "
+            "that `encode --filter` has declared. Given often, all have to hold; of values for one key, one.",
+        ),
+    ] = None,
     model: AskModel = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -348,8 +368,12 @@ def ask(
     """Ask a store: the answer comes from the weights, no passage is in the prompt.
 
     Example: `polyprag ask wiki.polyprag "Where was Ada Lovelace born?"`
+
+    Example: `polyprag ask wiki.polyprag "Who built the bridge?" --filter lang=en --filter "year>=1990"`
     """
-    check_store(store)
+    with Store.open(store) as opened:  # what is wrong with it, or the filter, is told before torch is loaded
+        filter = conditions(where or [], opened.spec.filters)
+        opened.search_many([], filter=filter)
     from polyprag.engine import Engine
 
     with Engine.open(
@@ -360,7 +384,7 @@ def ask(
         attention=attention,
         allow_base_mismatch=allow_base_mismatch,
     ) as engine:
-        answers = engine.ask_batch(question, k=k)
+        answers = engine.ask_batch(question, k=k, filter=filter)
         found = {source.id for answer in answers for source in answer.documents}
         routed = {id for id in found if engine.store.is_routed(id)}
     for answer in answers:

@@ -85,7 +85,7 @@ class Library:
         combination = engine.store.spec.combination
         rule = asked.rule or cast(CombinationRule, combination.rule)
         temperature = combination.temperature if asked.temperature is None else asked.temperature
-        hits = engine.store.search(question, combination.k if asked.k is None else asked.k)
+        hits = engine.store.search(question, combination.k if asked.k is None else asked.k, asked.filter)
         route, weights = engine.combine(hits, rule, temperature)
         ids = [hit.id for hit in hits]
         return route, _sources(engine.store, ids, [hit.score for hit in hits], weights)

@@ -111,7 +111,8 @@ class StreamOptions(_Strict):
 class Extension(_Strict):
     """The field ``polyprag`` of a request: which documents answer, and how.
 
-    k, rule, temperature: as in :meth:`polyprag.Engine.ask`; None is what the store was trained for.
+    k, rule, temperature: as in :meth:`polyprag.Engine.ask`; None is what the store was trained for. filter:
+    only documents whose metadata satisfies it, as in :meth:`polyprag.Store.search`.
     documents: ids, whose routes are combined instead of those that BM25 finds, with equal weights (``mean``)
     unless ``rule`` is ``sum`` or ``first``. combine: the texts of the first ``passages`` documents are put
     into the prompt as well (Combine). strength: what the combined route is multiplied by; None is 1, and
@@ -121,6 +122,7 @@ class Extension(_Strict):
     k: int | None = Field(default=None, ge=1, le=1000)
     rule: CombinationRule | None = None
     temperature: float | None = Field(default=None, gt=0)
+    filter: dict[str, Any] | None = None
     documents: list[str | int] | None = Field(default=None, min_length=1, max_length=1000)
     combine: bool = False
     passages: int = Field(default=1, ge=1, le=100)
@@ -129,9 +131,10 @@ class Extension(_Strict):
     @model_validator(mode="after")
     def _one_way(self) -> Extension:
         if self.documents is not None:
-            if self.k is not None or self.rule == "score" or self.temperature is not None:
+            searching = self.k, self.temperature, self.filter
+            if self.rule == "score" or any(value is not None for value in searching):
                 raise ValueError(
-                    "documents are given: k, temperature and the rule 'score' are for what BM25 finds"
+                    "documents are given: k, temperature, filter and the rule 'score' are for what BM25 finds"
                 )
             if len(set(map(str, self.documents))) < len(self.documents):
                 raise ValueError("a document is named twice")
