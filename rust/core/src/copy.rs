@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, INDEX_FOLDER, Lock, LockMode, PartWriter, pour};
@@ -45,11 +46,12 @@ pub fn snapshot(
     )
 }
 
-/// The manifest of a generation as its file has it.
+/// The manifest of a generation as its file has it, which may have been altered since the generation was opened.
 fn manifest_bytes(generation: &Generation) -> Result<Vec<u8>> {
-    generation
-        .dir
-        .read(&generation.current().manifest, MANIFEST_LIMIT)
+    let (dir, current) = (&generation.dir, generation.current());
+    let json = dir.read(&current.manifest, MANIFEST_LIMIT)?;
+    current.check(&json, &dir.path_of(&current.manifest))?;
+    Ok(json)
 }
 
 /// Copies a part under its name, and compares it with what its manifest says.
@@ -129,7 +131,7 @@ pub fn pack(
     watch: &Arc<dyn Watch>,
 ) -> Result<()> {
     if parent.has(name)? {
-        let source = std::io::Error::from(ErrorKind::AlreadyExists);
+        let source = std::io::Error::from(Errno::EXIST);
         return Err(Error::io(parent.path_of(name), source));
     }
     let progress = Progress::begin(watch, Unit::Bytes, generation.manifest().bytes())?;
@@ -348,11 +350,7 @@ pub fn read_packed<C>(
     let current = Current::parse(&current, file)?;
     let mut entry = next("a manifest")?;
     let json = small(&mut entry, &current.manifest, MANIFEST_LIMIT, file)?;
-    let found = Hash(*blake3::hash(&json).as_bytes());
-    if found != current.blake3 {
-        let expected = format!("BLAKE3 {}", current.blake3);
-        return Err(Error::corrupt(file, "manifest", expected, found));
-    }
+    current.check(&json, file)?;
     let manifest = Manifest::parse(&json, &file.with_file_name(&current.manifest))?;
     let mut begun = begin(&manifest)?;
     for part in &manifest.parts {

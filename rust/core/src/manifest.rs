@@ -428,6 +428,18 @@ impl Current {
         })
     }
 
+    /// That these bytes, from the file at `path`, are the manifest it names.
+    pub fn check(&self, manifest: &[u8], path: &Path) -> Result<()> {
+        let found = Hash(*blake3::hash(manifest).as_bytes());
+        match found == self.blake3 {
+            true => Ok(()),
+            false => {
+                let expected = format!("BLAKE3 {}", self.blake3);
+                Err(Error::corrupt(path, "manifest", expected, found))
+            }
+        }
+    }
+
     pub fn read(dir: &Directory) -> Result<Self> {
         match dir.read(CURRENT, CURRENT_LIMIT) {
             Ok(bytes) => Self::parse(&bytes, &dir.path_of(CURRENT)),
@@ -495,15 +507,7 @@ impl Pinned {
             return Ok(None);
         }
         let json = files::read_limited(&file, MANIFEST_LIMIT, &path)?;
-        let found = Hash(*blake3::hash(&json).as_bytes());
-        if found != current.blake3 {
-            return Err(Error::corrupt(
-                path,
-                "manifest",
-                format!("BLAKE3 {}", current.blake3),
-                found,
-            ));
-        }
+        current.check(&json, &path)?;
         let manifest = Manifest::parse(&json, &path)?;
         Ok(Some(Self {
             length: json.len() as u64,

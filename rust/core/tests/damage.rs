@@ -395,3 +395,24 @@ fn an_index_that_finds_what_the_store_has_not_is_found_by_verify() {
         "{error}"
     );
 }
+
+#[test]
+fn a_manifest_that_was_altered_since_it_was_opened_is_not_copied() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let store = small(&path, "q8");
+    let manifest = path.join("manifest-00000002.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(
+        &manifest,
+        text.replace("\"alpha\": 32.0", "\"alpha\": 33.0"),
+    )
+    .unwrap();
+    let (copy, packed) = (tmp.path().join("copy"), tmp.path().join("packed"));
+    for copied in [store.snapshot(&copy), store.pack(&packed)] {
+        let error = copied.unwrap_err();
+        assert!(matches!(error, Error::CorruptStore { .. }), "{error}");
+        assert!(error.to_string().contains("corrupt manifest"), "{error}");
+    }
+    assert!(!copy.exists() && !packed.exists());
+}
