@@ -326,6 +326,7 @@ impl Writer {
         let session = self.session()?;
         session.expect_mergeable(&other)?;
         let total = other.manifest().documents;
+        session.check_docnos(total)?;
         let progress = Progress::begin(&watch, Unit::Documents, total)?;
         let merged = session.merge(&other, on_duplicate, &progress);
         self.or_poison(merged)
@@ -471,7 +472,11 @@ impl Session {
                 "{n} documents in one call: {most} are the most"
             )));
         }
-        match self.staged.next.checked_add(n as u64) {
+        self.check_docnos(n as u64)
+    }
+
+    fn check_docnos(&self, n: u64) -> Result<()> {
+        match self.staged.next.checked_add(n) {
             Some(_) => Ok(()),
             None => Err(Error::invalid("the store has no docnos left")),
         }

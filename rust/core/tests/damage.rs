@@ -416,3 +416,25 @@ fn a_manifest_that_was_altered_since_it_was_opened_is_not_copied() {
     }
     assert!(!copy.exists() && !packed.exists());
 }
+
+#[test]
+fn a_store_without_docnos_for_them_takes_no_documents() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (path, other) = (tmp.path().join("s"), tmp.path().join("other"));
+    let other = {
+        small(&path, "q8");
+        small(&other, "q8")
+    };
+    forge(&path, |m| m["next_docno"] = (u64::MAX - 3).into());
+    let store = Store::open(&path).unwrap();
+    let mut writer = store.writer().unwrap();
+    let on_duplicate = polyprag_core::OnDuplicate::Replace;
+    let error = writer.merge(&other, on_duplicate).unwrap_err().to_string();
+    assert!(error.contains("no docnos left"), "{error}");
+    let documents = ["a", "b", "c", "d"].map(Document::new);
+    let error = writer.add(&documents, None, on_duplicate).unwrap_err();
+    assert!(error.to_string().contains("no docnos left"), "{error}");
+    writer.add(&documents[..3], None, on_duplicate).unwrap();
+    writer.commit().unwrap();
+    Store::open(&path).unwrap().verify().unwrap();
+}
