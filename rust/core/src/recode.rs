@@ -152,7 +152,10 @@ fn encode(
                 .for_each(|row| range.extend(row));
             Ok(())
         })?;
-        routes.use_scales(dir, names, &ScaleValues::fit(levels, &range))?;
+        // Fitted to nothing they would be around 0, and those of the first routes wide enough to reach there.
+        if !range.is_empty() {
+            routes.use_scales(dir, names, &ScaleValues::fit(levels, &range))?;
+        }
     }
     each_batch(source, to, how, progress, &mut |docnos, rows| {
         routes.encode(dir, codec, names, docnos, rows)

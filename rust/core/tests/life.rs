@@ -421,6 +421,40 @@ fn a_store_is_recoded_with_experts_of_another_dtype() {
 }
 
 #[test]
+fn scales_are_not_fitted_to_no_routes() {
+    let tmp = tempfile::tempdir().unwrap();
+    let at = |name: &str| tmp.path().join(name);
+    let mut writer = create(&at("f32"), spec("f32"));
+    let unrouted = passage("eve", "eve has no house");
+    writer.add(&[unrouted], None, OnDuplicate::Error).unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    let recoding = Recoding {
+        codec: spec("q8").codec,
+        decoder: None,
+        expert_dtype: None,
+    };
+    let store = Store::open(at("f32")).unwrap();
+    store.recode(at("q8"), &recoding).unwrap();
+    let mut writer = Store::open(at("q8")).unwrap().writer().unwrap();
+    // Far from 0: with scales that reach from there, the error is hundreds of times as large.
+    let z: Vec<f32> = route(1, 2 * LOGITS).iter().map(|x| 1000.0 + x).collect();
+    let rows = RouteRows {
+        shape: &[2, GROUPS, EXPERTS],
+        data: &z,
+    };
+    let known = ids(&["ada", "dan"]);
+    writer.add_arrays(&known, rows, OnDuplicate::Error).unwrap();
+    writer.commit().unwrap();
+    let store = Store::open(at("q8")).unwrap();
+    store.verify().unwrap();
+    let kept = store.routes(&known, Kind::Logits).unwrap();
+    for (kept, given) in kept.data.iter().zip(&z) {
+        assert!((kept - given).abs() < 3.0 / 127.0, "{kept} {given}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_the_spec_is_refused_at_creation() {
     let tmp = tempfile::tempdir().unwrap();
     let path = tmp.path().join("s");

@@ -40,6 +40,11 @@ impl ColumnRange {
         }
     }
 
+    /// Whether it has seen no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
     /// Whether scales of few levels are to be fitted to the numbers themselves.
     pub(super) fn is_many(&self) -> bool {
         self.rows.min(self.room) >= MANY
