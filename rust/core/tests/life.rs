@@ -455,6 +455,50 @@ fn scales_are_not_fitted_to_no_routes() {
 }
 
 #[test]
+fn a_store_that_is_replaced_and_compacted_again_and_again_does_not_grow() {
+    const N: u64 = 5_000;
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("s");
+    let spec = polyprag_core::StoreSpec {
+        id_type: IdType::U64,
+        ..spec("q1")
+    };
+    let mut writer = create(&path, spec);
+    let numbers: Vec<u64> = (0..N).collect();
+    let rows = route(1, N as usize * LOGITS);
+    let rows = RouteRows {
+        shape: &[N as usize, GROUPS, EXPERTS],
+        data: &rows,
+    };
+    let bytes_of_ids = || {
+        let info = Store::open(&path).unwrap().info().unwrap();
+        let ids = info.parts.iter().find(|part| part.role == "ids");
+        ids.unwrap().bytes
+    };
+    let mut sizes = Vec::new();
+    for _ in 0..6 {
+        // All are replaced, and some that come after them go again.
+        let after: Vec<u64> = (N..2 * N).collect();
+        let batch = |ids: &[u64], writer: &mut polyprag_core::Writer| {
+            writer.add_arrays(ids, rows, OnDuplicate::Replace).unwrap();
+        };
+        batch(&numbers, &mut writer);
+        batch(&after, &mut writer);
+        writer.commit().unwrap();
+        let after: Vec<DocumentId> = after.into_iter().map(DocumentId::U64).collect();
+        assert_eq!(writer.delete(&after).unwrap() as u64, N);
+        writer.commit().unwrap();
+        writer.compact().unwrap();
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.verify().unwrap().documents, N);
+        let all = store.ids().unwrap().map(Result::unwrap);
+        assert!(all.eq(numbers.iter().copied().map(DocumentId::U64)));
+        sizes.push(bytes_of_ids());
+    }
+    assert!(sizes.iter().all(|size| *size == sizes[0]), "{sizes:?}");
+}
+
+#[test]
 fn what_does_not_fit_the_spec_is_refused_at_creation() {
     let tmp = tempfile::tempdir().unwrap();
     let path = tmp.path().join("s");

@@ -59,6 +59,40 @@ impl Kept {
     }
 }
 
+/// The docnos from the first that was kept on, and which of them were.
+#[derive(Debug)]
+struct Docnos {
+    first: u64,
+    presence: PresenceBuilder,
+}
+
+impl Docnos {
+    /// None of those before this one that have not come was kept.
+    fn skip_to(&mut self, docno: u64) -> Result<()> {
+        if self.presence.count() > 0 {
+            let gap = docno.checked_sub(self.first + self.presence.count());
+            let gap = gap.ok_or_else(|| Error::invalid("segments to join are not in order"))?;
+            self.presence.extend_absent(gap);
+        }
+        Ok(())
+    }
+
+    /// The next one.
+    fn push(&mut self, docno: u64, keep: bool) {
+        if self.presence.count() == 0 {
+            // A store of which the oldest documents die again and again does not note each of them for ever.
+            if !keep {
+                return;
+            }
+            self.first = docno;
+        }
+        match keep {
+            true => self.presence.extend_present(1),
+            false => self.presence.extend_absent(1),
+        }
+    }
+}
+
 /// Writes one segment from neighbours in order of docnos, those docnos that `keep` refuses left out. No
 /// document gets another docno. Counts each row twice: when it is copied and when it is put in order.
 pub fn join_ids(
@@ -93,28 +127,28 @@ fn write(
 ) -> Result<Digest> {
     let space = common_space(segments);
     let mut writer = SegmentWriter::create(dir, name, &space, text_block(segments, &space))?;
-    let first = segments.first().map_or(0, |s| s.first());
-    let mut presence = PresenceBuilder::default();
+    let mut docnos = Docnos {
+        first: segments.first().map_or(0, |s| s.first()),
+        presence: PresenceBuilder::default(),
+    };
     let mut kept = Vec::with_capacity(segments.len());
     let mut base = 0;
     for segment in segments {
-        let gap = segment.first().checked_sub(first + presence.count());
-        let gap = gap.ok_or_else(|| Error::invalid("segments to join are not in order"))?;
-        presence.extend_absent(gap);
+        docnos.skip_to(segment.first())?;
         let rows = copy_rows(
             &mut writer,
             segment,
             &space,
             keep,
             progress,
-            &mut presence,
+            &mut docnos,
             base,
         )?;
         base += rows.kept;
         kept.push(rows);
     }
     // Ids that ascend need no order, and none is there twice.
-    if writer.end_rows(first, &presence)? {
+    if writer.end_rows(docnos.first, &docnos.presence)? {
         progress.add(base)?;
     } else {
         for cluster in clusters(segments, &space)? {
@@ -145,7 +179,7 @@ fn copy_rows(
     space: &Space,
     keep: &(dyn Fn(u64) -> bool + Sync),
     progress: &Progress,
-    presence: &mut PresenceBuilder,
+    docnos: &mut Docnos,
     base: u64,
 ) -> Result<Kept> {
     let mut kept = Kept {
@@ -158,18 +192,15 @@ fn copy_rows(
     let mut translated = Vec::new();
     for docno in segment.first()..segment.end() {
         if !all && !segment.contains(docno)? {
-            presence.extend_absent(1);
+            docnos.push(docno, false);
             continue;
         }
         let key = forward.next().ok().flatten();
         let key = key.ok_or_else(|| segment.broken("presence"))?;
         progress.add(1)?;
         let keep = keep(docno);
-        match keep {
-            true => presence.extend_present(1),
-            false => presence.extend_absent(1),
-        }
         kept.push(keep);
+        docnos.push(docno, keep);
         if keep {
             let key = translation.apply(key, &mut translated);
             writer.push(key.ok_or_else(|| segment.broken("ids"))?)?;
