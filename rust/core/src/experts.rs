@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
 use crate::spec::{Module, StoreSpec};
 use crate::tensors::{self, Header, Slot, Tensor, TensorView};
+use crate::watch::Progress;
 
 use source::{MAX_SCALE, Rows, Source};
 
@@ -156,14 +157,32 @@ impl Experts {
                 scales: Vec::new(),
             })
             .collect();
-        write_sources(dir, name, &sources, dtype.unwrap_or(own))
+        let dtype = dtype.unwrap_or(own);
+        write_sources(dir, name, &sources, dtype, &Progress::unseen())
     }
 
-    /// Writes the same experts as `dtype` into another file. What [`Dtype::is_lossy`] took away stays away.
-    pub fn rewrite(&self, dir: &Directory, name: &str, dtype: Dtype) -> Result<Digest> {
-        self.verify()?;
+    /// Writes the same experts as `dtype` into another file. What [`Dtype::is_lossy`] took away stays away. Counts
+    /// their bytes as often as [`Experts::times`] says.
+    pub fn rewrite(
+        &self,
+        dir: &Directory,
+        name: &str,
+        dtype: Dtype,
+        progress: &Progress,
+    ) -> Result<Digest> {
+        self.verify(progress)?;
         let sources: Vec<_> = self.tensors.iter().map(ExpertTensor::source).collect();
-        write_sources(dir, name, &sources, dtype)
+        write_sources(dir, name, &sources, dtype, progress)
+    }
+
+    /// How often they are gone through to be written as `dtype`: looked through, fitted where scales are needed, and
+    /// written; or copied.
+    pub fn times(&self, dtype: Dtype) -> u64 {
+        match dtype {
+            _ if dtype == self.dtype => 1,
+            Dtype::Int8 => 3,
+            _ => 2,
+        }
     }
 
     pub fn dtype(&self) -> Dtype {
@@ -185,10 +204,10 @@ impl Experts {
         numbers.saturating_add(scales)
     }
 
-    pub fn verify(&self) -> Result<()> {
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
         for tensor in &self.tensors {
-            tensor.raw.verify()?;
-            tensor.scale.iter().try_for_each(TensorView::verify)?;
+            tensor.raw.verify(progress)?;
+            tensor.scale.iter().try_for_each(|s| s.verify(progress))?;
         }
         Ok(())
     }
@@ -209,11 +228,13 @@ fn write_sources(
     name: &str,
     sources: &[Source<'_>],
     dtype: Dtype,
+    progress: &Progress,
 ) -> Result<Digest> {
-    let scales: Vec<Vec<f32>> = match dtype {
-        Dtype::Int8 => sources.iter().map(Source::fitted_scales).collect(),
-        _ => sources.iter().map(|_| Vec::new()).collect(),
-    };
+    let scales = sources.iter().map(|source| match dtype {
+        Dtype::Int8 => source.fitted_scales(progress),
+        _ => Ok(Vec::new()),
+    });
+    let scales: Vec<Vec<f32>> = scales.collect::<Result<_>>()?;
     let slots = slots(dtype, sources.iter().map(|s| s.place));
     tensors::write(dir, name, WHAT, &slots, |body| {
         for scales in &scales {
@@ -221,7 +242,7 @@ fn write_sources(
             body.write(&bytes)?;
         }
         let mut pairs = sources.iter().zip(&scales);
-        pairs.try_for_each(|(source, scales)| source.write_as(dtype, scales, body))
+        pairs.try_for_each(|(source, scales)| source.write_as(dtype, scales, body, progress))
     })
 }
 

@@ -58,9 +58,16 @@ pub fn recode(
     let width = source.codec.record_bytes() as u64;
     let read = rows.try_fold(0u64, |sum, rows| sum.checked_add(rows.checked_mul(width)?));
     let encoded = read.unwrap_or(u64::MAX).saturating_mul(passes);
+    let expert_dtype = recoding.expert_dtype.unwrap_or(source.experts.dtype());
+    let times = |part: &Part| match part.role.as_str() {
+        role::EXPERTS => source.experts.times(expert_dtype),
+        role::ROUTES | role::SCALES if passes > 0 => 0,
+        _ => 1,
+    };
     let parts = source.manifest().parts.iter();
-    let copied = parts.filter(|p| passes == 0 || ![role::ROUTES, role::SCALES].contains(&&*p.role));
-    let total = copied.fold(encoded, |sum, part| sum.saturating_add(part.length));
+    let total = parts.fold(encoded, |sum, part| {
+        sum.saturating_add(part.length.saturating_mul(times(part)))
+    });
     let progress = Progress::begin(watch, Unit::Bytes, total)?;
     let mut copy = NewCopy::begin(parent, name)?;
     let dir = copy.folder.dir();
@@ -73,13 +80,13 @@ pub fn recode(
     };
     let mut names = Names::new(manifest.generation);
     let mut decoder_hash = None;
-    let expert_dtype = recoding.expert_dtype.unwrap_or(source.experts.dtype());
     for part in &source.manifest().parts {
         match part.role.as_str() {
             role::EXPERTS if expert_dtype != source.experts.dtype() => {
                 let file = names.next(role::EXPERTS, "safetensors");
-                let digest = source.experts.rewrite(dir, &file, expert_dtype)?;
-                progress.add(part.length)?;
+                let digest = source
+                    .experts
+                    .rewrite(dir, &file, expert_dtype, &progress)?;
                 manifest.parts.push(Part::new(role::EXPERTS, file, digest));
             }
             role::DECODER if !matches!(how, None | Some(How::Codes)) => {}

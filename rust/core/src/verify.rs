@@ -72,11 +72,10 @@ pub fn verify(generation: &Generation, progress: &Progress) -> Result<VerifyRepo
         })?;
     }
     // The lengths are right, so the maps can be read to their ends.
-    generation.experts.verify()?;
-    let experts = manifest.of_role(role::EXPERTS);
-    progress.add(experts.map(|part| part.length).sum())?;
-    generation.decoder.iter().try_for_each(|d| d.verify())?;
-    generation.router.iter().try_for_each(|r| r.verify())?;
+    generation.experts.verify(progress)?;
+    let (mut decoder, mut router) = (generation.decoder.iter(), generation.router.iter());
+    decoder.try_for_each(|d| d.verify(progress))?;
+    router.try_for_each(|r| r.verify(progress))?;
     generation.scales.iter().try_for_each(|(_, s)| s.verify())?;
     let (mut routes, mut ids) = (generation.routes.iter(), generation.ids.iter());
     routes.try_for_each(|s| s.verify(progress))?;

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use common::{LOGITS, create, ids, passage, route, spec};
 use polyprag_core::{
-    Document, DocumentId, Error, OnDuplicate, Recoding, Result, RouteRows, Store, Watch, Writer,
+    Document, DocumentId, Dtype, Error, OnDuplicate, Recoding, Result, RouteRows, Store, Watch,
+    Writer,
 };
 
 /// Notes what it hears, and stops the work at one of its calls.
@@ -378,6 +379,35 @@ fn it_stops_the_work_at_any_call() {
         if place.store().digest().unwrap() == digest {
             whole(work, &place);
         }
+    }
+}
+
+#[test]
+fn it_hears_of_experts_on_the_way() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let mut spec = spec("f32");
+    spec.modules[0].in_features = 200_000;
+    create(&at("store"), spec.clone()).commit().unwrap();
+    let hears = |what: &str, work: &dyn Fn(&Store) -> Result<()>| {
+        let notes = Arc::new(Notes::default());
+        work(&Store::open(at("store")).unwrap().watched(notes.clone())).unwrap();
+        let heard = notes.heard.lock().unwrap();
+        let total = heard.last().unwrap().1;
+        let steps = heard.windows(2).map(|pair| pair[1].0 - pair[0].0);
+        let longest = steps.max().unwrap();
+        assert!(longest * 4 <= total, "{what}: {longest} of {total} unheard");
+    };
+    hears("verify", &|store| store.verify().map(drop));
+    for dtype in [Dtype::Int8, Dtype::Bf16] {
+        hears(dtype.name(), &|store| {
+            let recoding = Recoding {
+                codec: spec.codec,
+                decoder: None,
+                expert_dtype: Some(dtype),
+            };
+            store.recode(at(dtype.name()), &recoding)
+        });
     }
 }
 

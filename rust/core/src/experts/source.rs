@@ -4,6 +4,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::experts::Place;
 use crate::tensors::Body;
+use crate::watch::Progress;
 
 /// How many numbers are taken at a time.
 pub const CHUNK: usize = 1 << 16;
@@ -69,10 +70,10 @@ impl Source<'_> {
         }
     }
 
-    /// For each row the scale that makes its largest number 127.
-    pub fn fitted_scales(&self) -> Vec<f32> {
+    /// For each row the scale that makes its largest number 127. Counts bytes.
+    pub fn fitted_scales(&self, progress: &Progress) -> Result<Vec<f32>> {
         if self.dtype == Dtype::Int8 {
-            return self.scales.clone();
+            return Ok(self.scales.clone());
         }
         let mut largest = vec![0f32; self.place.rows.count()];
         let mut numbers = Vec::new();
@@ -84,12 +85,19 @@ impl Source<'_> {
                     *most = most.max(x.abs());
                 }
             }
+            progress.add(bytes.len() as u64)?;
         }
-        largest.into_iter().map(scale_for).collect()
+        Ok(largest.into_iter().map(scale_for).collect())
     }
 
-    /// Writes all numbers as `dtype`, with `scales` for int8.
-    pub fn write_as(&self, dtype: Dtype, scales: &[f32], body: &mut Body) -> Result<()> {
+    /// Writes all numbers as `dtype`, with `scales` for int8. Counts the bytes that they have here.
+    pub fn write_as(
+        &self,
+        dtype: Dtype,
+        scales: &[f32],
+        body: &mut Body,
+        progress: &Progress,
+    ) -> Result<()> {
         if dtype == self.dtype {
             // Integers keep their scales.
             return body.write(self.data);
@@ -111,6 +119,7 @@ impl Source<'_> {
                 ))
             })?;
             body.write(&out)?;
+            progress.add(bytes.len() as u64)?;
         }
         Ok(())
     }

@@ -117,7 +117,7 @@ fn row_of(spec: &StoreSpec, place: &Place, number: usize) -> usize {
 
 /// Compares what a file of `dtype` holds with the numbers that were given.
 fn check(spec: &StoreSpec, experts: &Experts, given: &[Vec<f32>]) {
-    experts.verify().unwrap();
+    experts.verify(&Progress::unseen()).unwrap();
     let places = places(spec);
     assert_eq!(
         (experts.tensors().len(), given.len()),
@@ -226,7 +226,7 @@ proptest! {
         prop_assert_eq!(plain.dtype(), Dtype::F32);
         check(&folder.spec, &plain, &numbers);
         let written = folder.write("direct", &numbers, Some(dtype));
-        let rewritten = plain.rewrite(&folder.dir, "detour", dtype);
+        let rewritten = plain.rewrite(&folder.dir, "detour", dtype, &Progress::unseen());
         if !numbers.iter().flatten().all(|x| fits(dtype, *x)) {
             for error in [written.unwrap_err(), rewritten.unwrap_err()] {
                 prop_assert!(matches!(&error, Error::InvalidInput(m) if m.contains("too large")));
@@ -241,14 +241,14 @@ proptest! {
         prop_assert_eq!(experts.dtype(), dtype);
         check(&folder.spec, &experts, &numbers);
         // As it is; and widened and back, which int8 does not promise: its scales are fitted anew.
-        prop_assert_eq!(experts.rewrite(&folder.dir, "same", dtype).unwrap(), written);
-        experts.rewrite(&folder.dir, "wide", Dtype::F32).unwrap();
+        prop_assert_eq!(experts.rewrite(&folder.dir, "same", dtype, &Progress::unseen()).unwrap(), written);
+        experts.rewrite(&folder.dir, "wide", Dtype::F32, &Progress::unseen()).unwrap();
         let wide = folder.open("wide").unwrap();
         for (narrow, wide) in experts.tensors().iter().zip(wide.tensors()) {
             prop_assert_eq!(le(&narrow.to_f32()), wide.raw.bytes());
         }
         if dtype != Dtype::Int8 {
-            prop_assert_eq!(wide.rewrite(&folder.dir, "back", dtype).unwrap(), written);
+            prop_assert_eq!(wide.rewrite(&folder.dir, "back", dtype, &Progress::unseen()).unwrap(), written);
         }
     }
 
@@ -268,7 +268,7 @@ proptest! {
         folder.dir.write_part("g", &bytes).unwrap();
         match folder.open("g") {
             Ok(experts) => {
-                let _ = experts.verify();
+                let _ = experts.verify(&Progress::unseen());
                 experts.tensors().iter().for_each(|t| assert!(t.to_f32().len() <= 12));
             }
             Err(e) => prop_assert!(matches!(e, Error::CorruptStore { .. }), "{:?}", e),
@@ -378,7 +378,7 @@ fn a_file_that_is_not_what_the_spec_says_is_refused_at_open() {
         folder.forge(&header, &body)
     };
     let good = forge(&[sa(0.5), sb(0.0), a(), b()]).unwrap();
-    good.verify().unwrap();
+    good.verify(&Progress::unseen()).unwrap();
     let read: Vec<_> = good.tensors().iter().map(ExpertTensor::to_f32).collect();
     assert_eq!(read, [vec![0.5, 1.0, 1.5], vec![0.0, 0.0]]);
     // The order is free, as long as everything is aligned.
@@ -443,7 +443,10 @@ fn a_file_that_is_not_what_the_spec_says_is_refused_at_open() {
         f32s("m0.A", json!([1, 1, 3]), 3),
         f32s("m0.B", json!([2, 1, 1]), 2),
     );
-    forge(&[fa.clone(), fb.clone()]).unwrap().verify().unwrap();
+    forge(&[fa.clone(), fb.clone()])
+        .unwrap()
+        .verify(&Progress::unseen())
+        .unwrap();
     refused(
         &[fa.clone(), fb.clone(), sa(1.0), sb(1.0)],
         "2 tensors, found 4",
@@ -496,9 +499,9 @@ fn numbers_that_no_writer_writes_are_found_by_verify_and_not_rewritten() {
         std::fs::write(&path, &bytes).unwrap();
         let experts = folder.open(dtype.name()).unwrap();
         for error in [
-            experts.verify().unwrap_err(),
+            experts.verify(&Progress::unseen()).unwrap_err(),
             experts
-                .rewrite(&folder.dir, "other", Dtype::Int8)
+                .rewrite(&folder.dir, "other", Dtype::Int8, &Progress::unseen())
                 .unwrap_err(),
         ] {
             assert!(matches!(error, Error::CorruptStore { .. }), "{error:?}");
@@ -516,7 +519,7 @@ fn a_file_that_is_there_is_neither_replaced_nor_removed() {
     let error = folder
         .open("f")
         .unwrap()
-        .rewrite(&folder.dir, "f", Dtype::Bf16)
+        .rewrite(&folder.dir, "f", Dtype::Bf16, &Progress::unseen())
         .unwrap_err();
     assert_eq!(error.io_kind(), Some(std::io::ErrorKind::AlreadyExists));
     assert_eq!(folder.dir.digest("f").unwrap(), before);

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
 use crate::routes::matrix::Matrix;
 use crate::tensors::{self, Header, Slot, Tensor, TensorFile, TensorView};
+use crate::watch::Progress;
 
 const V: &str = "V";
 const B: &str = "b";
@@ -83,8 +84,8 @@ impl Decoder {
         Ok(())
     }
 
-    pub fn verify(&self) -> Result<()> {
-        self.file.verify()
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
+        self.file.verify(progress)
     }
 }
 

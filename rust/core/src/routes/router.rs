@@ -5,6 +5,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::files::{Digest, Directory, Mapped};
 use crate::tensors::{self, Header, Slot, Tensor, TensorFile, TensorView};
+use crate::watch::Progress;
 
 const MAX_TENSORS: usize = 64;
 const MAX_NAME: usize = 128;
@@ -53,8 +54,8 @@ impl Router {
         self.file.tensors()
     }
 
-    pub fn verify(&self) -> Result<()> {
-        self.file.verify()
+    pub fn verify(&self, progress: &Progress) -> Result<()> {
+        self.file.verify(progress)
     }
 }
 
