@@ -104,8 +104,9 @@ class Combination:
 class StoreSpec:
     """What is fixed when a store is created.
 
-    ``codec``: ``"f32"``, ``"f16"``, ``"q8"`` keep routing logits z of shape [groups, experts];
-    ``"code(d)"`` keeps a code of d numbers as int8 and needs a decoder.
+    ``codec``: ``"f32"``, ``"f16"``, ``"q8"``, ``"q4"``, ``"q2"``, ``"q1"`` keep routing logits z of shape
+    [groups, experts]; ``"code(d)"`` and ``"code(d,int4)"`` keep a code of d numbers, in 8 or 4 bits, and need
+    a decoder; ``"sparse(k)"`` keeps the k largest weights of each group, and takes weights for logits.
     ``base_model`` and ``recipe`` are JSON objects that the core carries and does not read.
     """
 
@@ -370,7 +371,7 @@ class Writer:
         on_duplicate: Literal["error", "replace", "skip"] = "error",
         progress: Callable[[int, int], object] | None = None,
     ) -> int:
-        """Stage documents and their routes: [n, groups, K] logits, or [n, d] codes.
+        """Stage documents and their routes: [n, groups, K] logits (weights for ``sparse(k)``), [n, d] codes.
 
         None leaves them unrouted: searchable, never mixed. All or none of a call; returns how many
         were added.
