@@ -280,6 +280,12 @@ def test_a_conversation_is_put_into_the_plain_form(served: Served, alone: Engine
     assert [d["id"] for d in answer.model_extra["polyprag"]["documents"]] == ["d1"]
 
 
+def test_all_of_a_stream_is_of_one_answer(served: Served) -> None:
+    chunks = list(ask(served.client(), "Where is the coral?", stream=True, max_tokens=5))
+    assert len(chunks) > 2
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+
+
 def test_only_documents_that_a_filter_lets_through_answer(make_store: MakeStore, tmp_path: Path) -> None:
     documents = [Document(d.id, d.text, d.title, {"year": 1990 + i}) for i, d in enumerate(DOCUMENTS)]
     path = make_store(tmp_path / "years", documents, filters={"year": "i64"})

@@ -35,7 +35,7 @@ from polyprag.models import context_length
 from polyprag.serving.decode import Finish, Sampling, check
 from polyprag.serving.library import Found, Library
 from polyprag.serving.meters import Meters
-from polyprag.serving.protocol import EXTENSION, ApiError, ChatRequest, chunk, completion, parse
+from polyprag.serving.protocol import EXTENSION, ApiError, ChatRequest, Head, parse
 from polyprag.serving.scheduler import Full, Place, Scheduler, Stopped
 
 _log = logging.getLogger(__name__)
@@ -275,7 +275,7 @@ class _Answer:
 
     def __init__(self, service: _Service, asked: ChatRequest, began: float) -> None:
         self.service, self.asked, self.began = service, asked, began
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self.head = Head(f"chatcmpl-{uuid.uuid4().hex}", service.name)
         self.rows: list[Place] = []
         self.found: Found | None = None
         self._said: asyncio.Queue[tuple[Place, str, Finish | None]] = asyncio.Queue()
@@ -402,26 +402,25 @@ class _Answer:
             }
             for number, (row, reason) in enumerate(zip(self.rows, reasons, strict=True))
         ]
-        return completion(self.id, self.service.name, choices, self._usage(), self._more())
+        return self.head.completion(choices, self._usage(), self._more())
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events, as it grows."""
-        name = self.service.name
         first = [_delta(number, {"role": "assistant", "content": ""}) for number in range(len(self.rows))]
-        yield _event(chunk(self.id, name, first, self._more()))
+        yield _event(self.head.chunk(first, self._more()))
         try:
             async for number, text, finish in self._saying():
                 if text:
-                    yield _event(chunk(self.id, name, [_delta(number, {"content": text})]))
+                    yield _event(self.head.chunk([_delta(number, {"content": text})]))
                 if finish is not None:
-                    yield _event(chunk(self.id, name, [_delta(number, {}, finish)]))
+                    yield _event(self.head.chunk([_delta(number, {}, finish)]))
         except ApiError as error:
             # The status has been sent; this is what clients look for.
             yield _event(error.to_json())
             return
         options = self.asked.stream_options
         if options is not None and options.include_usage:
-            yield _event(chunk(self.id, name, [], {"usage": self._usage()}))
+            yield _event(self.head.chunk([], {"usage": self._usage()}))
         yield "data: [DONE]\n\n"
 
     def _usage(self) -> dict[str, int]:

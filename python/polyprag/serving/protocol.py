@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel as Model
@@ -260,17 +261,20 @@ def _is_type(part: str | int) -> bool:
     return part in ("str", "int", "TextPart") or str(part).startswith("list[")
 
 
-def completion(
-    id: str, model: str, choices: list[dict[str, Any]], usage: dict[str, int], more: dict[str, Any]
-) -> dict[str, Any]:
-    """The body of an answer."""
-    return {**_head("chat.completion", id, model), "choices": choices, "usage": usage, **more}
+@dataclass(frozen=True)
+class Head:
+    """What the body of an answer, or each event of a stream, says of the whole. ``created``: Unix seconds."""
 
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
 
-def chunk(id: str, model: str, choices: list[dict[str, Any]], more: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """One event of a stream."""
-    return {**_head("chat.completion.chunk", id, model), "choices": choices, **more}
+    def completion(
+        self, choices: list[dict[str, Any]], usage: dict[str, int], more: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The body of an answer."""
+        return {**asdict(self), "object": "chat.completion", "choices": choices, "usage": usage, **more}
 
-
-def _head(kind: str, id: str, model: str) -> dict[str, Any]:
-    return {"id": id, "object": kind, "created": int(time.time()), "model": model}
+    def chunk(self, choices: list[dict[str, Any]], more: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """One event of a stream."""
+        return {**asdict(self), "object": "chat.completion.chunk", "choices": choices, **more}
