@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyprag import Document, Engine, Store
+from polyprag import Combination, Document, Engine, Store
 from polyprag.errors import InvalidInput, StoreClosed
 from polyprag.explore import Explorer, open_server
 from polyprag.explore.server import MAX_DOCUMENTS, MAX_QUESTION, Server
@@ -136,6 +136,15 @@ def test_a_store_that_is_the_folder_itself_has_its_name(store: Path, monkeypatch
     monkeypatch.chdir(store)
     with Store.open(".") as opened:
         assert Explorer(opened).about()["name"] == store.name
+
+
+def test_a_store_that_combines_more_documents_than_a_page_shows(
+    make_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_store(tmp_path / "many", DOCUMENTS, combination=Combination(50, "mean", 1.0))
+    explorer = Explorer(Store.open(path))
+    assert explorer.about()["k"] == MAX_DOCUMENTS
+    assert len(explorer.ask("mill")["documents"]) == 3
 
 
 def test_without_a_model_documents_and_routes_are_shown(store: Path) -> None:

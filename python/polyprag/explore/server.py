@@ -68,7 +68,7 @@ class Explorer:
             "documents": len(self._store),
             "base_model": spec.base_model.get("name"),
             "experts": spec.experts,
-            "k": spec.combination.k,
+            "k": min(spec.combination.k, MAX_DOCUMENTS),
             "rule": spec.combination.rule,
             "answers": self._engine is not None,
             "why_no_answers": self._why,
@@ -89,7 +89,7 @@ class Explorer:
         if len(question) > MAX_QUESTION:
             raise InvalidInput(f"the question has more than {MAX_QUESTION} characters")
         combination = self._store.spec.combination
-        k = combination.k if k is None else k
+        k = min(combination.k, MAX_DOCUMENTS) if k is None else k
         if not 1 <= k <= MAX_DOCUMENTS:
             raise InvalidInput(f"k is 1 to {MAX_DOCUMENTS}, not {k}")
         with self._one_at_a_time:
