@@ -67,6 +67,7 @@ def test_settings_are_set_by_name() -> None:
         ("train.epochs=true", "a value like 6"),
         ("train.phi=1", "a value like 'linear'"),
         ("train.epochs=0", "at least 1"),
+        ("add_epochs=0", "add_epochs is at least 1"),
         ("train.top_k=two", "expected a value: a whole number or null"),
         ("train.targets=[1]", "a list of a text"),
         ("augment.temperature=hot", "expected a value: a number or null"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,12 @@ class Recipe:
     add_code_lr: float = 1.0
     teacher: TrainSettings | None = None
     augmenter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.add_epochs < 1:
+            raise InvalidInput(f"add_epochs is at least 1, not {self.add_epochs}")
+        if not (math.isfinite(self.add_code_lr) and self.add_code_lr >= 0):
+            raise InvalidInput(f"add_code_lr is a number of at least 0, not {self.add_code_lr}")
 
     def seeded(self, seed: int) -> Recipe:
         """The same recipe, with one seed for the whole run."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from polyprag.engine import Engine
 from polyprag.errors import InvalidInput
 from polyprag.generation import GenerationSettings, generate
+from polyprag.models import context_length
 from polyprag.routing import CombinationRule
 
 _Route = NDArray[np.float32] | None
@@ -68,8 +69,7 @@ class PolypragLM(TemplateLM):  # type: ignore[misc]
         self._rule, self._temperature = cast(CombinationRule, combination.rule), combination.temperature
         self.batch_size = 16 if batch_size is None or not str(batch_size).isdigit() else int(batch_size)
         self._gen_toks = int(gen_toks)
-        config = self.engine.base.model.config
-        self.max_length = int(max_length or getattr(config, "max_position_embeddings", None) or 2048)
+        self.max_length = int(max_length or context_length(self.engine.base) or 2048)
 
     # -- what the harness needs to know ------------------------------------------------------------------
 
