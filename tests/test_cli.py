@@ -604,8 +604,10 @@ def test_filters_are_declared_and_asked_for(
     encode = ["encode", corpus, store, "--model", model_folder, *TINY, *fast]
     code, _, err = run(*encode, "--filter", "month")
     assert (code, "but year" in one_line(err)) == (ExitCode.INPUT, True)
-    code, _, err = run(*encode, "--filter", "year")
+    code, out, err = run(*encode, "--filter", "year")
     assert code == 0, err
+    assert "\nfilters: year (i64)\n" in out
+    assert json.loads(run("inspect", store, "--json")[1])["filters"] == {"year": "i64"}
     ask = ["ask", store, "Where is the mill?", "--json", "--model", model_folder, *TINY]
     code, out, err = run(*ask, "--filter", "year>=1991", "--filter", "year<1993")
     assert code == 0, err

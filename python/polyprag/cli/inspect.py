@@ -89,6 +89,7 @@ def described(store: Store) -> dict[str, Any]:
             "temperature": spec.combination.temperature,
         },
         "analyser": spec.analyser,
+        "filters": spec.filters,
     }
 
 
@@ -149,6 +150,8 @@ def _show(store: Store, about: dict[str, Any]) -> None:
         f"{about['base_model']}; {spec.experts} experts of rank {spec.rank} as {store.expert_dtype}, "
         f"alpha {spec.alpha:g}, {spec.groups} route groups; routes as {spec.codec}"
     )
+    if spec.filters:
+        say(f"filters: {', '.join(f'{name} ({kind})' for name, kind in spec.filters.items())}")
     table = _footprint(info)
     any_width = out.options.update(width=1_000)
     if Measurement.get(out, any_width, table).minimum > out.width:
