@@ -278,7 +278,7 @@ def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(
 
 def test_the_end_waits_for_no_answer_and_leaves_none_running(store: Path) -> None:
     class Endless:
-        def generate(self, prompts: list[str], routes: list[Any], *, on_text: Callable[..., None]) -> Any:
+        def answer(self, questions: list[str], routes: list[Any], *, on_text: Callable[..., None]) -> Any:
             while True:
                 begun.set()
                 on_text(0, "more")

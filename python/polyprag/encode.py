@@ -118,6 +118,12 @@ class Recipe:
         """Whether the routes of the documents are made of their texts alone."""
         return self.train.router and self.train.router_alone == 1.0
 
+    def amortises(self, store: Store) -> bool:
+        """Whether the routes of documents that are added to a store of this recipe are made so, too: a router
+        does not come along to every codec.
+        """
+        return self.amortised and store.router is not None
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -341,10 +347,7 @@ def add(
                 "encode anew"
             )
         if amortised is None:
-            # A router does not come along to every codec.
-            amortised = (
-                recipe.amortised and store.router is not None and augmenter is None and written is None
-            )
+            amortised = recipe.amortises(store) and augmenter is None and written is None
         if amortised and (augmenter is not None or written is not None):
             raise InvalidInput(
                 "amortised: the router reads the texts alone, and no pairs are needed: give neither pairs "

@@ -283,6 +283,7 @@ class Engine:
         passages: Sequence[list[str]] | None = None,
         max_new_tokens: int | None = None,
         spent: dict[int, Spent] | None = None,
+        on_text: OnText | None = None,
     ) -> list[str]:
         """The model's answer to each question under the route beside it; None is the bare base model.
 
@@ -290,13 +291,14 @@ class Engine:
             routes: [groups, K] each.
             passages: texts to put into each prompt (Combine); None leaves the knowledge to the route.
             spent: is given, under each question's place, what its answer took.
+            on_text: as of :meth:`generate`.
 
         Raises:
             StoreClosed: the engine was closed; without its experts the model would answer by itself.
         """
         given = passages or [[]] * len(questions)
         prompts = [question_prompt(q, p) for q, p in zip(questions, given, strict=True)]
-        texts = self.generate(prompts, routes, _answers(max_new_tokens), spent=spent)
+        texts = self.generate(prompts, routes, _answers(max_new_tokens), spent=spent, on_text=on_text)
         return [answer_text(text) for text in texts]
 
     def generate(

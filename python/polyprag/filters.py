@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast
 
 from polyprag._polyprag import Document
 from polyprag.errors import InvalidInput
@@ -47,7 +47,7 @@ def declared(words: Sequence[str], documents: Sequence[Document]) -> dict[str, F
             )
         if name in found:
             raise InvalidInput(f"filter {name!r} is named twice")
-        found[name] = next(k for k in get_args(FilterKind) if k == kind) if kind else _kind_of(values)
+        found[name] = cast(FilterKind, kind) if kind else _kind_of(values)
     return found
 
 

@@ -242,6 +242,11 @@ def absent(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def last_name(path: str | os.PathLike[str]) -> str:
+    """What a path is called by; ``.`` by the folder that it is."""
+    return Path(os.path.abspath(path)).name
+
+
 @contextlib.contextmanager
 def open_atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A stream for a file's new content: readers see the old or the new, never a part.

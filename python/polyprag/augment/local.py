@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from polyprag._polyprag import Document
@@ -60,6 +60,7 @@ def _augment_batch(
     base: BaseModel, documents: Sequence[Document], settings: AugmentSettings, corpus: _Corpus
 ) -> list[Augmentation]:
     examples, tokens = settings.prompts.question_examples, 24
+    fits = _fitting(base, examples, tokens)
     prompts: list[str] = []
     asked: list[tuple[int, str, str]] = []
     too_long = [0] * len(documents)
@@ -69,7 +70,7 @@ def _augment_batch(
             begin = opener(sentence, answer, title, person)
             prompt = settings.prompts.fill("question", sentence=sentence, answer=answer)
             prompt = f"{prompt} {begin}" if begin else prompt
-            if not _fits(base, examples, prompt, tokens):
+            if not fits(prompt):
                 too_long[row] += 1
                 continue
             prompts.append(prompt)
@@ -96,13 +97,13 @@ def _augment_batch(
     return results
 
 
-def _fits(base: BaseModel, examples: str, prompt: str, new: int) -> bool:
+def _fitting(base: BaseModel, examples: str, new: int) -> Callable[[str], bool]:
     """Whether a model has positions for a prompt behind its examples, and for so many new tokens."""
     most = positions(base)
     if most is None:
-        return True
-    head = token_ids(base, examples) if examples else []
-    return len(head) + len(token_ids(base, prompt, alone=not examples)) + new - 1 <= most
+        return lambda prompt: True
+    room = most - (len(token_ids(base, examples)) if examples else 0) - (new - 1)
+    return lambda prompt: len(token_ids(base, prompt, alone=not examples)) <= room
 
 
 def _joined(begin: str, rest: str) -> str:
@@ -170,9 +171,10 @@ def _rewrite_batch(
         batch_size=settings.batch_size,
     )
     examples, prompts = settings.prompts.rewrite_examples, {}
+    fits = _fitting(base, examples, decoding.max_new_tokens)
     for row, (document, text) in enumerate(zip(documents, texts, strict=True)):
         prompt = settings.prompts.fill("rewrite", title=document.title or "", passage=text)
-        if _fits(base, examples, prompt, decoding.max_new_tokens):
+        if fits(prompt):
             prompts[row] = prompt
     rows = list(prompts)
     rewrites: list[str | None] = [None] * len(documents)

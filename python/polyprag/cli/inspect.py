@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from polyprag._polyprag import Document, Store
 from polyprag.cli.common import AsJson, StorePath, counted, document_id, out, print_json, say
-from polyprag.jsonl import write_atomic
+from polyprag.jsonl import last_name, write_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -225,7 +224,7 @@ def page(store: Store, about: dict[str, Any], sample: Sample, found: Looked | No
     from polyprag.pictures import STYLE, bars, heat_map, scatter
 
     info, spec = store.info(), store.spec
-    name = Path(os.path.abspath(info.path)).name
+    name = last_name(info.path)
     parts = [
         f"<h1>{escape(name)}</h1>",
         f"<p>{counted(info.documents, 'document')}, {info.bytes_per_document:,.1f} bytes a document</p>",

@@ -300,9 +300,10 @@ def add(
     own = options.format == "prag" and not amortised  # the pairs that the corpus brings
     again = f"polyprag add {corpus} {store}"
     with Store.open(store) as opened:
-        recipe, has_router = Recipe.of(opened), opened.router is not None
+        recipe = Recipe.of(opened)
+        amortises = recipe.amortises(opened)
     if amortised is None and options.format != "prag" and not (augment_url or augmentation):
-        amortised = recipe.amortised and has_router
+        amortised = amortises
     # The model that the store's pairs are of, if none is named; where it is, only the user may say.
     known = recipe.augmenter if augment_url is not None else None
     augmenter = endpoint(augment_url, augment_model or known, augment_key, augment_concurrency)

@@ -8,19 +8,18 @@ questions only as JSON from its own origin, and its page may load and run nothin
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from polyprag._polyprag import Store
 from polyprag.errors import InvalidInput, PolypragError, StoreClosed
 from polyprag.inspection import facets, facets_json
+from polyprag.jsonl import last_name
 
 if TYPE_CHECKING:
     from polyprag.combining import CombinationRule
@@ -64,7 +63,7 @@ class Explorer:
         """What the page says of the store."""
         spec = self._store.spec
         return {
-            "name": Path(os.path.abspath(self._store.path)).name,
+            "name": last_name(self._store.path),
             "documents": len(self._store),
             "base_model": spec.base_model.get("name"),
             "experts": spec.experts,
@@ -99,7 +98,8 @@ class Explorer:
             route, weights = self._combined(hits)
             answers: dict[str, str | None] = {"with_route": None, "without_route": None}
             if self._engine is not None:
-                found = self._answers(self._engine, question, [None] if route is None else [None, route])
+                routes = [None] if route is None else [None, route]
+                found = self._engine.answer([question] * len(routes), routes, on_text=self._go_on)
                 answers = {"without_route": found[0], "with_route": found[1] if route is not None else None}
             seconds = time.perf_counter() - started
         documents = self._store.documents([hit.id for hit in hits])
@@ -132,12 +132,6 @@ class Explorer:
     def _go_on(self, *piece: object) -> None:  # noqa: ARG002 - of a text, which is not shown before its end
         if self._closed:
             raise StoreClosed("polyprag explore has ended")
-
-    def _answers(self, engine: Engine, question: str, routes: list[Any]) -> list[str]:
-        from polyprag.models import answer_text, question_prompt
-
-        prompts = [question_prompt(question)] * len(routes)
-        return [answer_text(text) for text in engine.generate(prompts, routes, on_text=self._go_on)]
 
     def _combined(self, hits: list[Any]) -> tuple[Any, dict[Any, float]]:
         from polyprag.combining import combination_weights

@@ -7,7 +7,6 @@ import hmac
 import ipaddress
 import json
 import logging
-import os
 import secrets
 import signal
 import threading
@@ -16,7 +15,6 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -31,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyprag import __version__
 from polyprag.engine import ANSWERS, Engine
 from polyprag.errors import InvalidInput, PolypragError, StoreError, UnknownId, Unrouted
+from polyprag.jsonl import last_name
 from polyprag.models import context_length
 from polyprag.serving.decode import Finish, Sampling, check
 from polyprag.serving.library import Found, Library
@@ -107,7 +106,7 @@ class _Service:
         check(engine.base, engine.routed)
         self.engine, self.settings = engine, settings
         self.library = Library(engine)
-        self.name = settings.name or Path(os.path.abspath(engine.store.path)).name.removesuffix(".polyprag")
+        self.name = settings.name or last_name(engine.store.path).removesuffix(".polyprag")
         self.meters = Meters()
         self.scheduler: Scheduler | None = None
         self.began = int(time.time())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel as Model
@@ -273,8 +273,8 @@ class Head:
         self, choices: list[dict[str, Any]], usage: dict[str, int], more: dict[str, Any]
     ) -> dict[str, Any]:
         """The body of an answer."""
-        return {**asdict(self), "object": "chat.completion", "choices": choices, "usage": usage, **more}
+        return {**vars(self), "object": "chat.completion", "choices": choices, "usage": usage, **more}
 
     def chunk(self, choices: list[dict[str, Any]], more: Mapping[str, Any] = {}) -> dict[str, Any]:
         """One event of a stream."""
-        return {**asdict(self), "object": "chat.completion.chunk", "choices": choices, **more}
+        return {**vars(self), "object": "chat.completion.chunk", "choices": choices, **more}
